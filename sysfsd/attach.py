@@ -1,0 +1,156 @@
+"""Putting views into a container's mount namespace, and taking them away.
+
+A view is a bind of one file of the pinned subtree over the kernel's file of the same name. Leaf
+files only: a FUSE *directory* over /proc/sys is what makes today's runc refuse a procfs, and a leaf
+leaves everything else the kernel's. The binds are made from outside the container's user namespace
+but in its own mount namespace, which leaves them unlocked (mount_namespaces(7)): its root may
+unmount them and then sees the kernel's file, and inner runtimes may still mount a procfs.
+
+Both functions move *the whole process* into other mount namespaces for a moment, which the kernel
+allows to a process with one thread only (setns(2)): the hook and the command line. They come back
+before they return or raise. Nothing may be imported in between: Python would look for the module
+in the container's files, and run it as the host's root.
+
+On the hook's path: standard library only.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from sysfsd.errors import Refused
+from sysfsd.kernel import namespaces, syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_KERNEL_FILE_SYSTEMS = {"proc": syscalls.PROC_SUPER_MAGIC, "sys": syscalls.SYSFS_MAGIC}
+
+
+def attach(
+    *, daemon: int, subtree: str, views: Sequence[str], init: int, rootfs: str = "/"
+) -> list[str]:
+    """Bind ``views`` over a container's files and return the paths that were there to cover.
+
+    ``daemon`` and ``init`` are pidfds: of the daemon, in whose mount namespace ``subtree``
+    (``/var/lib/sysfsd/containers/<id>``) is an absolute path, and of the container's init, in whose
+    mount namespace ``rootfs`` is one. Before pivot_root(2) that is the bundle's root file system,
+    later ``/``. A file that the container does not have is left out; one that is covered by this
+    very daemon stays as it is.
+
+    Raises ``Refused`` when a target is not what the kernel put there (a symlink, another file
+    system), ``OSError`` when the kernel refuses.
+    """
+    home = namespaces.open_namespace(os.getpid(), "mnt")
+    trees: dict[str, int] = {}
+    try:
+        trees = _clone_views(daemon, subtree, views)
+        root = _enter(init, rootfs)
+        try:
+            return [view for view, tree in trees.items() if _cover(root, view, tree)]
+        finally:
+            os.close(root)
+    finally:
+        _come_back(home)
+        for tree in trees.values():
+            os.close(tree)
+
+
+def detach(*, device: int, views: Sequence[str], init: int) -> list[str]:
+    """Uncover a running container's files and return the paths that were covered.
+
+    ``device`` is the ``st_dev`` of the daemon's file system: nobody else's mount is touched.
+    """
+    home = namespaces.open_namespace(os.getpid(), "mnt")
+    try:
+        root = _enter(init, "/")
+        try:
+            os.fchdir(root)
+        finally:
+            os.close(root)
+        return [view for view in views if _uncover(view, device)]
+    finally:
+        _come_back(home)
+
+
+def _clone_views(daemon: int, subtree: str, views: Sequence[str]) -> dict[str, int]:
+    # open_tree(2) clones only mounts of the caller's own mount namespace, and the daemon's may not
+    # be ours: engines run with private ones, and so does a hook below sysfsd-runc.
+    syscalls.setns(daemon, syscalls.CLONE_NEWNS)
+    trees: dict[str, int] = {}
+    base = os.open(subtree, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        for view in views:
+            trees[view] = syscalls.open_tree(base, view)
+    except BaseException:
+        for tree in trees.values():
+            os.close(tree)
+        raise
+    finally:
+        os.close(base)
+    return trees
+
+
+def _enter(init: int, rootfs: str) -> int:
+    syscalls.setns(init, syscalls.CLONE_NEWNS)
+    return os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _come_back(home: int) -> None:
+    syscalls.setns(home, syscalls.CLONE_NEWNS)
+    os.close(home)
+
+
+def _open_beneath(root: int, view: str) -> int | None:
+    """Open a container's file without following anything that its image may have put there."""
+    try:
+        return syscalls.openat2(
+            root,
+            view,
+            os.O_PATH,
+            syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_SYMLINKS,
+        )
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR}:
+            return None
+        if error.errno == errno.ELOOP:
+            raise Refused(
+                f"/{view} of the container goes through a symbolic link: not attached; "
+                "remove the link from its image"
+            ) from None
+        raise
+
+
+def _cover(root: int, view: str, tree: int) -> bool:
+    target = _open_beneath(root, view)
+    if target is None:
+        return False
+    try:
+        if os.fstat(target).st_dev == os.fstat(tree).st_dev:
+            return True
+        wanted = _KERNEL_FILE_SYSTEMS[view.partition("/")[0]]
+        if syscalls.filesystem_magic(target) != wanted:
+            raise Refused(
+                f"/{view} of the container is not the kernel's file: not attached; "
+                "leave out the mount that covers it"
+            )
+        syscalls.move_mount(tree, target)
+    finally:
+        os.close(target)
+    return True
+
+
+def _uncover(view: str, device: int) -> bool:
+    covered = False
+    while True:
+        try:
+            if os.stat(view, follow_symlinks=False).st_dev != device:
+                return covered
+            # By its path, because umount2(2) knows no descriptors. Whoever exchanges the path
+            # meanwhile is the container, and loses a mount of its own.
+            syscalls.umount(view, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+        except FileNotFoundError:
+            return covered
+        covered = True

@@ -1,0 +1,88 @@
+"""Reading a bundle's documents: only root's, and never through a link."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+
+from sysfsd.errors import InvalidRequest, Refused
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from sysfsd.runtime.spec import Spec
+
+LIMIT = 16 << 20
+"""Bytes of config.json or of a process document."""
+
+
+def load_spec(bundle: str) -> Spec:
+    """Read a bundle's ``config.json`` (runtime-spec, bundle.md).
+
+    Raises ``Refused`` when somebody but root could have written it: the container would run with
+    what that user wrote, prepared with root's rights.
+    """
+    try:
+        directory = os.open(bundle, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise InvalidRequest(f"the bundle {bundle} can't be read: {error.strerror}") from None
+    try:
+        _check_owner(os.fstat(directory), bundle)
+        return load_document("config.json", directory=directory, shown=f"{bundle}/config.json")
+    finally:
+        os.close(directory)
+
+
+def load_document(path: str, *, directory: int | None = None, shown: str | None = None) -> Spec:
+    """Read a JSON object from a regular file of root's; raises ``Refused``, ``InvalidRequest``."""
+    shown = shown or path
+    try:
+        fd = os.open(
+            path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory
+        )
+    except OSError as error:
+        raise InvalidRequest(f"{shown} can't be read: {error.strerror}") from None
+    with open(fd, "rb") as file:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise Refused(f"{shown} is not a regular file")
+        _check_owner(status, shown)
+        data = file.read(LIMIT + 1)
+    if len(data) > LIMIT:
+        raise InvalidRequest(f"{shown} is larger than {LIMIT} bytes")
+    try:
+        document: Any = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{shown} is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise InvalidRequest(f"{shown} is not a JSON object")
+    return document
+
+
+def replace_document(path: str, document: Spec) -> None:
+    """Write a document over an old one, atomically, keeping its mode and owner."""
+    status = os.stat(path, follow_symlinks=False)
+    temporary = f"{path}.sysfsd-{os.getpid()}"
+    fd = os.open(
+        temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, stat.S_IMODE(status.st_mode)
+    )
+    try:
+        with open(fd, "w", encoding="utf-8") as file:
+            json.dump(document, file)
+            os.fchown(fd, status.st_uid, status.st_gid)
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _check_owner(status: os.stat_result, shown: str) -> None:
+    if status.st_uid != os.geteuid():
+        raise Refused(
+            f"{shown} belongs to uid {status.st_uid}: sysfsd-runc runs only bundles of its own "
+            f"user (uid {os.geteuid()})"
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise Refused(f"{shown} can be written by others: take that right away (chmod go-w)")

@@ -1,0 +1,187 @@
+"""``sysfsd-runc``: prepare, then become the real runtime.
+
+``create`` and ``run`` make the bundle's spec one of a system container, ``exec`` gives the new
+process the capabilities that belong there, everything else is handed on as it is. In every case
+this process then *becomes* runc or crun (execve(2)): the engine sees one process, one exit status,
+one pid.
+
+On the path of every container start: standard library only, ``python -I -S``, and nothing but the
+command line is looked at before a subcommand that is handed on.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+
+from sysfsd.errors import InvalidRequest, SysfsdError, UsageError
+from sysfsd.runtime.arguments import CommandLine
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from sysfsd.runtime.spec import IdRange, Spec
+
+_HOOK_TIMEOUT = 10  # seconds; the hook has a deadline of its own, far below
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run ``sysfsd-runc``: ends in the real runtime, or with one line on stderr."""
+    try:
+        line = CommandLine(sys.argv[1:] if arguments is None else arguments)
+        if line.subcommand in {"create", "run"} and not _asks_for_help(line):
+            _prepare_create(line)
+        elif line.subcommand == "exec" and not _asks_for_help(line):
+            _prepare_exec(line)
+        _become(_real_runtime(line), line.passed)
+    except SysfsdError as error:
+        _fail(line_of=error, status=error.exit_status)
+    except OSError as error:
+        _fail(line_of=error, status=1)
+
+
+def _asks_for_help(line: CommandLine) -> bool:
+    return line.flag("help", "h") is not None
+
+
+def _fail(*, line_of: Exception, status: int) -> NoReturn:
+    print(f"sysfsd-runc: {' '.join(str(line_of).split())}", file=sys.stderr)  # noqa: T201
+    sys.exit(status)
+
+
+def _real_runtime(line: CommandLine) -> str:
+    """Absolute path of runc or crun, as the configuration has it."""
+    from sysfsd.config import load  # noqa: PLC0415
+
+    name = load(line.ours.get("config")).runtime
+    for directory in ("", "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin"):
+        path = os.path.join(directory, name)
+        if os.path.isabs(path) and os.access(path, os.X_OK):
+            return path
+    raise UsageError(f"the runtime {name!r} is not installed: apt install {os.path.basename(name)}")
+
+
+def _become(runtime: str, arguments: list[str]) -> NoReturn:
+    os.execv(runtime, [runtime, *arguments])  # noqa: S606 - that is the point
+
+
+def _prepare_create(line: CommandLine) -> None:
+    from sysfsd.control.client import Client, default_socket  # noqa: PLC0415
+    from sysfsd.runtime import bundle as bundles  # noqa: PLC0415
+    from sysfsd.runtime import capabilities, refusals  # noqa: PLC0415
+    from sysfsd.runtime import spec as specs  # noqa: PLC0415
+    from sysfsd.runtime.stage import Stage  # noqa: PLC0415
+
+    if not line.operands:
+        raise UsageError(f"{line.subcommand} needs a container id")
+    bundle = os.path.abspath(line.flag("bundle", "b") or ".")
+    spec = bundles.load_spec(bundle)
+    refusals.check(spec, _namespace_key, _network_owner)
+    control = line.ours.get("control") or default_socket()
+
+    with Client(control) as client:
+        if specs.has_own_user_namespace(spec):
+            ids = None
+            stage_directory = os.path.join(client.call("hello", {})["state_dir"], "stage")
+        else:
+            # The reservation lives as long as this process, which is the runtime's from now on,
+            # and then as long as the container that its hook registers.
+            reserved = client.call(
+                "reserve", {"id": line.operands[0]}, [os.pidfd_open(os.getpid())]
+            )
+            ids = specs.IdRange(reserved["uid_base"], reserved["gid_base"], reserved["size"])
+            stage_directory = reserved["stage"]
+
+    root = os.path.realpath(os.path.join(bundle, spec["root"]["path"]))
+    docker_data = specs.wants_docker_data(spec)
+    specs.make_system_container(
+        spec,
+        ids=ids,
+        hook=_hook(control, line.ours.get("config")),
+        last_capability=capabilities.read_last(),
+    )
+    stage = Stage(stage_directory, ids)
+    stage.binds(spec.get("mounts") or [])
+    spec["root"]["path"] = stage.root_filesystem(root)
+    backing = stage.docker_data(root) if docker_data else None
+    if backing is not None:
+        specs.add_docker_data(spec, backing)
+    owner = ids or specs.mapped_ids(spec)
+    if owner is not None:
+        _own_standard_streams(owner)
+    stage.show_spec(bundle, spec)
+
+
+def _prepare_exec(line: CommandLine) -> None:
+    from sysfsd.runtime import bundle as bundles  # noqa: PLC0415
+    from sysfsd.runtime import capabilities  # noqa: PLC0415
+    from sysfsd.runtime import spec as specs  # noqa: PLC0415
+
+    last = capabilities.read_last()
+    document = line.flag("process", "p")
+    if document is not None:
+        process = bundles.load_document(document)
+        specs.make_system_process(process, last)
+        bundles.replace_document(document, process)
+    elif line.flag("user", "u") in {None, "0", "0:0", "root"} and line.flag("cap", "c") is None:
+        # By hand: the process comes from the bundle's spec, which is as its owner wrote it.
+        added = [word for name in capabilities.ALL[: last + 1] for word in ("--cap", name)]
+        line.passed[line.position : line.position] = added
+
+
+def _hook(control: str, config: str | None) -> Spec:
+    """Write the createRuntime hook's entry.
+
+    By interpreter and file, with an environment of its own: nothing of the image, and no PATH,
+    decides what runs as root here (CVE-2025-23266 is what happens otherwise).
+    """
+    script = os.path.join(os.path.dirname(os.path.dirname(__file__)), "scripts", "_start.py")
+    arguments = [sys.executable, "-I", "-S", script, "hook", "--delegate", "--control", control]
+    if config is not None:
+        arguments += ["--config", config]
+    return {
+        "path": sys.executable,
+        "args": arguments,
+        "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"],
+        "timeout": _HOOK_TIMEOUT,
+    }
+
+
+def _own_standard_streams(owner: IdRange) -> None:
+    """Give pipes that are our standard streams to the container's root.
+
+    It opens them again as /dev/stdout, which the engine's own descriptor does not need.
+    """
+    for fd in (0, 1, 2):
+        try:
+            if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                os.fchown(fd, owner.uid, owner.gid)
+        except OSError:
+            continue  # closed: the container has none either
+
+
+def _namespace_key(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise InvalidRequest(f"the namespace {path} can't be read: {error.strerror}") from None
+    return status.st_dev, status.st_ino
+
+
+def _network_owner(path: str) -> tuple[int, int]:
+    from sysfsd.kernel import namespaces  # noqa: PLC0415
+
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            owner = namespaces.owning_user_namespace(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise InvalidRequest(f"the namespace {path} can't be read: {error.strerror}") from None
+    try:
+        return namespaces.namespace_key(owner)
+    finally:
+        os.close(owner)

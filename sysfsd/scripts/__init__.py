@@ -1,0 +1,1 @@
+"""How ``sysfsd-hook`` and ``sysfsd-runc`` start."""
