@@ -1,0 +1,226 @@
+"""Collects the facts of one container for one refresh of its views."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import psutil
+
+from sysfsd.facts import cpuclock
+from sysfsd.facts.cpu import CpuFacts, read_cpus, read_usage
+from sysfsd.facts.host import HostFacts, boottime_ns, process_started
+from sysfsd.facts.load import LoadFacts, LoadSampler, Target
+from sysfsd.facts.memory import MemoryFacts, read_memory
+from sysfsd.facts.sourced import Sourced
+from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree, read_cgroup_paths
+from sysfsd.kernel.procfs import init_of_pid_namespace, parse_ns_pids, pid_namespace, read_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from sysfsd.facts.cpuclock import CpuClock
+
+MAX_CALLERS = 256
+"""How many callers' cgroups keep a clock and averages between two reads (`facts_of_caller`)."""
+
+
+class Container(Protocol):
+    """What the facts need to know of a container record."""
+
+    @property
+    def serial(self) -> int:
+        """A number that no other container of this daemon's life has."""
+
+    @property
+    def pid(self) -> int:
+        """Its init, as numbered in our pid namespace."""
+
+    @property
+    def started(self) -> float:
+        """When its init was started, in seconds since boot."""
+
+    @property
+    def cgroup(self) -> CgroupPaths:
+        """Where it sits in the cgroup hierarchies."""
+
+
+class CpuTimesFacts(NamedTuple):
+    """The CPU counters of one container at the moment of the refresh, in ns."""
+
+    clock: CpuClock
+    visible: tuple[cpuclock.CpuTimes, ...]
+    """Of the CPUs it sees, in the order of their numbers."""
+    source: str
+
+
+class Facts:
+    """One consistent set of facts about one container; each part is read when first asked for.
+
+    Every part raises OSError if the container's cgroup is gone.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: HostFacts,
+        started: Sourced[float],
+        now: int,
+        memory: Callable[[], MemoryFacts],
+        cpu: Callable[[], CpuFacts],
+        cpu_times: Callable[[Facts], CpuTimesFacts],
+        load: Callable[[], LoadFacts],
+    ) -> None:
+        self.host = host
+        self.started = started
+        """Seconds since boot at which the container was started."""
+        self.now = now
+        """The moment of this refresh: ns since boot."""
+        self._memory = memory
+        self._cpu = cpu
+        self._cpu_times = cpu_times
+        self._load = load
+
+    @cached_property
+    def uptime(self) -> Sourced[float]:
+        """For how many seconds the container has been running."""
+        seconds = max(0.0, self.now / 1e9 - self.started.value)
+        return Sourced(seconds, f"now - {self.started.source}")
+
+    @cached_property
+    def memory(self) -> MemoryFacts:
+        """Its memory."""
+        return self._memory()
+
+    @cached_property
+    def cpu(self) -> CpuFacts:
+        """Its CPUs."""
+        return self._cpu()
+
+    @cached_property
+    def cpu_times(self) -> CpuTimesFacts:
+        """The counters of its CPUs."""
+        return self._cpu_times(self)
+
+    @cached_property
+    def load(self) -> LoadFacts:
+        """Its load average and its tasks."""
+        return self._load()
+
+
+class FactsCollector:
+    """Makes `Facts`, and keeps what must live on between two refreshes: CPU clocks and loads."""
+
+    def __init__(
+        self,
+        *,
+        tree: CgroupTree,
+        proc: str = "/proc",
+        sys: str = "/sys",
+        clock: Callable[[], int] = boottime_ns,
+        boot_time: Callable[[], float] = psutil.boot_time,
+        max_callers: int = MAX_CALLERS,
+    ) -> None:
+        self._tree = tree
+        self._proc = proc
+        self._sys = sys
+        self._now = clock
+        self._boot_time = boot_time
+        self._max_callers = max_callers
+        self._lock = threading.Lock()
+        self._clocks: dict[Hashable, CpuClock] = {}
+        self._callers: OrderedDict[Hashable, None] = OrderedDict()
+        self.load_sampler = LoadSampler(tree, proc=proc, clock=clock)
+        """Call its `sample_all` every 5 seconds, in a worker thread."""
+
+    def track(self, container: Container) -> None:
+        """Start what a container's facts need over time; `facts` does so by itself if need be."""
+        target = Target(container.cgroup, self._pid_depth(container.pid))
+        self.load_sampler.track(container.serial, target)
+
+    def facts(self, container: Container) -> Facts:
+        """Return the facts of a container as of now."""
+        self.track(container)
+        started = Sourced(container.started, f"start of the container's init (pid {container.pid})")
+        return self._facts(container.serial, container.cgroup, started)
+
+    def forget(self, container: Container) -> None:
+        """Drop what is kept for a container that is gone."""
+        self._forget(container.serial)
+
+    def facts_of_caller(self, pid: int) -> Facts:
+        """Return the facts of a process that belongs to no registered container.
+
+        Limits and usage are those of its own cgroups, the uptime that of its pid namespace. The
+        process must be kept from going away (it waits for our answer). Raises OSError if it has.
+        """
+        paths = read_cgroup_paths(pid, self._proc)
+        started = self._started_of_caller(pid)
+        key = (paths, started.value)
+        with self._lock:
+            self._callers[key] = None
+            self._callers.move_to_end(key)
+            evicted = (
+                self._callers.popitem(last=False)[0]
+                if len(self._callers) > self._max_callers
+                else None
+            )
+        if evicted is not None:
+            self._forget(evicted)
+        self.load_sampler.track(key, Target(paths, self._pid_depth(pid)))
+        return self._facts(key, paths, started)
+
+    def _facts(self, key: Hashable, paths: CgroupPaths, started: Sourced[float]) -> Facts:
+        host = HostFacts(proc=self._proc, sys=self._sys, boot_time=self._boot_time)
+        return Facts(
+            host=host,
+            started=started,
+            now=self._now(),
+            memory=lambda: read_memory(self._tree.controller(paths, "memory"), host),
+            cpu=lambda: read_cpus(self._tree, paths, host),
+            cpu_times=lambda facts: self._advance_clock(key, paths, facts),
+            load=lambda: self.load_sampler.load(key),
+        )
+
+    def _advance_clock(self, key: Hashable, paths: CgroupPaths, facts: Facts) -> CpuTimesFacts:
+        visible = facts.cpu.visible.value
+        usage = read_usage(self._tree, paths)
+        with self._lock:
+            clock = self._clocks.get(key)
+            clock = (
+                cpuclock.start(int(facts.started.value * 1e9), usage.value, facts.now, visible)
+                if clock is None
+                else cpuclock.advance(clock, usage.value, facts.now, visible)
+            )
+            self._clocks[key] = clock
+        source = f"{usage.source}, spread over {visible} CPUs ({facts.cpu.visible.source})"
+        return CpuTimesFacts(clock, clock.cpus[:visible], source)
+
+    def _forget(self, key: Hashable) -> None:
+        self.load_sampler.forget(key)
+        with self._lock:
+            self._clocks.pop(key, None)
+
+    def _pid_depth(self, pid: int) -> int:
+        """Return how many pid namespaces below ours a process's own is; 0 if it is gone."""
+        try:
+            return max(0, len(parse_ns_pids(read_text(f"{self._proc}/{pid}/status"))) - 1)
+        except OSError:
+            return 0
+
+    def _started_of_caller(self, pid: int) -> Sourced[float]:
+        host = Sourced(0.0, "boot of the host")
+        try:
+            if pid_namespace(pid, self._proc) == pid_namespace("self", self._proc):
+                return host
+        except PermissionError:  # a caller that may do more than we may
+            return host
+        init = init_of_pid_namespace(pid, self._proc)
+        if init is None:
+            return host
+        try:
+            return Sourced(process_started(init), "start of the caller's pid namespace")
+        except psutil.Error:
+            return host

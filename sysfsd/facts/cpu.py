@@ -1,0 +1,117 @@
+"""Facts about the CPUs of a container: how many, which, and what it has used of them.
+
+Sources: the kernel's admin-guide/cgroup-v1/{cpusets,cpuacct}.rst, scheduler/sched-bwc.rst and
+admin-guide/cgroup-v2.rst ("CPU", "Cpuset").
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sysfsd.facts.cpuclock import CpuUsage
+from sysfsd.facts.sourced import Sourced
+from sysfsd.kernel.cgroups import parse_flat_keyed
+from sysfsd.kernel.procfs import parse_cpu_list
+
+if TYPE_CHECKING:
+    from sysfsd.facts.host import HostFacts
+    from sysfsd.kernel.cgroups import Cgroup, CgroupPaths, CgroupTree, Level
+
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+"""USER_HZ: the unit of every counter in /proc/stat."""
+
+NS_PER_TICK = 1_000_000_000 // TICKS_PER_SECOND
+
+
+@dataclass(frozen=True, slots=True)
+class CpuFacts:
+    """The CPUs of one container."""
+
+    visible: Sourced[int]
+    """How many it sees: as many as can be busy at once under its cpuset and its quota; >= 1."""
+    cpuset: Sourced[tuple[int, ...]]
+    """The host's numbers of the CPUs that it may run on; never empty."""
+    quota: Sourced[int] | None
+    """Its quota in whole CPUs, rounded up; None if there is none."""
+
+
+def read_cpus(tree: CgroupTree, paths: CgroupPaths, host: HostFacts) -> CpuFacts:
+    """Read the CPUs that a container at these paths sees; raises OSError if it is gone."""
+    cpuset = _read_cpuset(tree.controller(paths, "cpuset"), host)
+    quota = _read_quota(tree.controller(paths, "cpu"))
+    if quota is not None and quota.value < len(cpuset.value):
+        visible = Sourced(max(1, quota.value), quota.source)
+    else:
+        visible = Sourced(len(cpuset.value), cpuset.source)
+    return CpuFacts(visible, cpuset, quota)
+
+
+def read_usage(tree: CgroupTree, paths: CgroupPaths) -> Sourced[CpuUsage]:
+    """Read the CPU time used by the container's cgroup and all below it.
+
+    Raises OSError if the cgroup is gone.
+    """
+    cgroup = tree.controller(paths, "cpuacct")
+    if cgroup is not None:
+        with cgroup.levels() as levels:
+            return _read_usage_v1(cgroup, levels[0])
+    # v2 counts in every cgroup, also where the cpu controller is not enabled.
+    cgroup = tree.unified(paths)
+    if cgroup is None:
+        return Sourced(CpuUsage(0, 0), "0: no controller counts CPU time")
+    stat = parse_flat_keyed(cgroup.read("cpu.stat"))
+    usage = CpuUsage(stat.get("user_usec", 0) * 1000, stat.get("system_usec", 0) * 1000)
+    return Sourced(usage, f"user_usec and system_usec of {cgroup.source('cpu.stat')}")
+
+
+def _read_usage_v1(cgroup: Cgroup, own: Level) -> Sourced[CpuUsage]:
+    user, system = own.read_int("cpuacct.usage_user"), own.read_int("cpuacct.usage_sys")
+    if user is not None and system is not None:
+        return Sourced(CpuUsage(user, system), cgroup.source("cpuacct.usage_{user,sys}"))
+    ticks = parse_flat_keyed(own.read("cpuacct.stat"))
+    if ticks:
+        usage = CpuUsage(ticks.get("user", 0) * NS_PER_TICK, ticks.get("system", 0) * NS_PER_TICK)
+        return Sourced(usage, cgroup.source("cpuacct.stat"))
+    usage = CpuUsage(own.read_int("cpuacct.usage") or 0, 0)
+    return Sourced(usage, f"{cgroup.source('cpuacct.usage')} (all as user time)")
+
+
+def _read_cpuset(cgroup: Cgroup | None, host: HostFacts) -> Sourced[tuple[int, ...]]:
+    """The effective set: what is requested may name CPUs that are offline or an ancestor's."""
+    if cgroup is not None:
+        names = (
+            ("cpuset.effective_cpus", "cpuset.cpus")
+            if cgroup.version == 1
+            else ("cpuset.cpus.effective", "cpuset.cpus")
+        )
+        with cgroup.levels() as levels:
+            for level in levels:
+                for name in names:
+                    cpus = parse_cpu_list(level.read(name) or "")
+                    if cpus:
+                        return Sourced(cpus, cgroup.source(name, level.path))
+    return host.online_cpus
+
+
+def _read_quota(cgroup: Cgroup | None) -> Sourced[int] | None:
+    """The smallest quota on the way up, in CPUs, rounded up: half a CPU still is one to see."""
+    if cgroup is None:
+        return None
+    best: Sourced[int] | None = None
+    with cgroup.levels() as levels:
+        for level in levels:
+            if cgroup.version == 1:
+                name = "cpu.cfs_quota_us"
+                quota, period = level.read(name), level.read("cpu.cfs_period_us")
+            else:
+                name = "cpu.max"
+                quota, _, period = (level.read(name) or "max 100000").strip().partition(" ")
+            if not quota or not period or quota.startswith(("max", "-")) or int(period) <= 0:
+                continue
+            cpus = -(-int(quota) // int(period))
+            if best is None or cpus < best.value:
+                text = f"{int(quota)} us in {int(period)} us, {cgroup.source(name, level.path)}"
+                best = Sourced(cpus, text)
+    return best

@@ -1,0 +1,72 @@
+"""Facts about the host: the ceiling over what a container has, and what views start from."""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import psutil
+
+from sysfsd.facts.sourced import Sourced
+from sysfsd.kernel.procfs import MeminfoLine, parse_cpu_list, parse_meminfo, read_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+def process_started(pid: int) -> float:
+    """Return when a process was started, in seconds since boot; raises psutil.NoSuchProcess."""
+    return float(psutil.Process(pid).create_time() - psutil.boot_time())
+
+
+def boottime_ns() -> int:
+    """Return nanoseconds since boot, counting suspends, as process start times do."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+class HostFacts:
+    """What the host's own files say, read at most once in the life of this object."""
+
+    def __init__(
+        self,
+        *,
+        proc: str = "/proc",
+        sys: str = "/sys",
+        boot_time: Callable[[], float] = psutil.boot_time,
+    ) -> None:
+        self._proc = proc
+        self._sys = sys
+        self._boot_time = boot_time
+
+    @cached_property
+    def meminfo(self) -> tuple[MeminfoLine, ...]:
+        """/proc/meminfo, in the kernel's order."""
+        return parse_meminfo(read_text(f"{self._proc}/meminfo"))
+
+    @cached_property
+    def _meminfo_kb(self) -> Mapping[str, int]:
+        return {line.name: line.value for line in self.meminfo}
+
+    def memory(self, name: str) -> Sourced[int]:
+        """Return one size of /proc/meminfo, in bytes; 0 if this kernel has no such line."""
+        return Sourced(self._meminfo_kb.get(name, 0) * 1024, f"{name} of the host's /proc/meminfo")
+
+    @cached_property
+    def cpuinfo(self) -> str:
+        """The text of /proc/cpuinfo."""
+        return read_text(f"{self._proc}/cpuinfo")
+
+    @cached_property
+    def online_cpus(self) -> Sourced[tuple[int, ...]]:
+        """The numbers of the host's online CPUs."""
+        try:
+            text = read_text(f"{self._sys}/devices/system/cpu/online")
+        except FileNotFoundError:
+            return Sourced(tuple(range(psutil.cpu_count() or 1)), "the host's CPU count")
+        return Sourced(parse_cpu_list(text), "the host's /sys/devices/system/cpu/online")
+
+    @cached_property
+    def boot_time(self) -> Sourced[int]:
+        """When the host was booted, in seconds since the epoch."""
+        return Sourced(int(self._boot_time()), "btime of the host's /proc/stat")

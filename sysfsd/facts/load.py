@@ -1,0 +1,276 @@
+"""A container's load average, made as the kernel makes the host's.
+
+Pure parts first (`step`, `advance`), then `LoadSampler`, which counts the tasks of every container
+each `INTERVAL_SECONDS`. The fixed-point arithmetic and its constants are those of the kernel's
+kernel/sched/loadavg.c and include/linux/sched/loadavg.h: 11 fractional bits, and the factors
+e^(-5s/1min), e^(-5s/5min) and e^(-5s/15min).
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from sysfsd.facts.host import boottime_ns
+from sysfsd.kernel.procfs import parse_ns_pids, parse_task_stat, read_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator
+
+    from sysfsd.kernel.cgroups import Cgroup, CgroupPaths, CgroupTree
+
+INTERVAL_SECONDS = 5
+
+FSHIFT = 11
+FIXED_1 = 1 << FSHIFT
+EXPONENTS = (1884, 2014, 2037)
+
+MAX_TASKS = 4096
+"""At most so many tasks of a container are looked at in one sample (about 10 us each)."""
+
+MAX_CGROUPS = 1024
+"""At most so many cgroups below a container's are walked in one sample."""
+
+_INTERVAL_NS = INTERVAL_SECONDS * 1_000_000_000
+
+
+class Averages(NamedTuple):
+    """The averages over 1, 5 and 15 minutes, as fixed-point numbers with `FSHIFT` bits."""
+
+    one: int = 0
+    five: int = 0
+    fifteen: int = 0
+
+
+class TaskCount(NamedTuple):
+    """What one sample of a container's tasks found."""
+
+    running: int = 0
+    """Tasks in state R: running or waiting for a CPU."""
+    blocked: int = 0
+    """Tasks in state D: waiting, mostly for a disk, in a way that counts as load."""
+    total: int = 0
+    """All tasks: threads, as the kernel counts them."""
+    newest_pid: int = 0
+    """The pid of the task that was made last, as numbered in the container."""
+    truncated: bool = False
+    """There were more tasks or cgroups than are looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFacts:
+    """One container's load."""
+
+    averages: Averages
+    tasks: TaskCount
+    last_pid: int
+    """The largest pid seen so far in the container's own numbering; never a pid of the host."""
+    source: str
+    """Where the tasks were counted."""
+    sampled: int
+    """When the averages were last moved, ns since boot."""
+
+
+def decay(factor: int, periods: int) -> int:
+    """Return ``factor ** periods`` in fixed point, rounded to nearest as the kernel does."""
+    result = FIXED_1
+    while periods:
+        if periods & 1:
+            result = (result * factor + (FIXED_1 >> 1)) >> FSHIFT
+        periods >>= 1
+        factor = (factor * factor + (FIXED_1 >> 1)) >> FSHIFT
+    return result
+
+
+def step(average: int, factor: int, active: int, periods: int = 1) -> int:
+    """Move one average by some periods of 5 s in which `active` tasks were running or blocked.
+
+    Several periods at once are what the kernel does after a CPU slept through them; here, when the
+    sampler is late.
+    """
+    if periods <= 0:
+        return average
+    target = active << FSHIFT
+    factor = decay(factor, periods)
+    moved = average * factor + target * (FIXED_1 - factor)
+    if target >= average:
+        moved += FIXED_1 - 1  # round up while rising, or the average never arrives
+    return moved >> FSHIFT
+
+
+def advance(load: LoadFacts, tasks: TaskCount, now: int) -> LoadFacts:
+    """Return the load after a sample taken at `now`."""
+    # Half a period of grace: a sampler that wakes a little early or late still counts each once.
+    periods = max(0, (now - load.sampled + _INTERVAL_NS // 2) // _INTERVAL_NS)
+    active = tasks.running + tasks.blocked
+    return replace(
+        load,
+        averages=Averages(
+            *(
+                step(average, factor, active, periods)
+                for average, factor in zip(load.averages, EXPONENTS, strict=True)
+            )
+        ),
+        tasks=tasks,
+        last_pid=max(load.last_pid, tasks.newest_pid),
+        sampled=load.sampled + periods * _INTERVAL_NS,
+    )
+
+
+def format_average(average: int) -> str:
+    """Format a fixed-point average with two decimals, as /proc/loadavg does."""
+    rounded = average + FIXED_1 // 200
+    return f"{rounded >> FSHIFT}.{((rounded & (FIXED_1 - 1)) * 100) >> FSHIFT:02d}"
+
+
+class Target(NamedTuple):
+    """Whose tasks to count."""
+
+    paths: CgroupPaths
+    pid_depth: int
+    """How many pid namespaces below ours the container's is: which NSpid is the container's."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampleReport:
+    """What one round over all containers did."""
+
+    containers: int
+    tasks: int
+    truncated: int
+    """Containers with more tasks than were looked at."""
+    vanished: int
+    """Containers whose cgroup was gone."""
+
+
+class LoadSampler:
+    """Keeps the load of every tracked container. May be used from several threads."""
+
+    def __init__(
+        self,
+        tree: CgroupTree,
+        *,
+        proc: str = "/proc",
+        clock: Callable[[], int] = boottime_ns,
+        max_tasks: int = MAX_TASKS,
+    ) -> None:
+        self._tree = tree
+        self._proc = proc
+        self._clock = clock
+        self._max_tasks = max_tasks
+        self._lock = threading.Lock()
+        self._targets: dict[Hashable, Target] = {}
+        self._loads: dict[Hashable, LoadFacts] = {}
+        self._last_report = SampleReport(0, 0, 0, 0)
+
+    def track(self, key: Hashable, target: Target) -> None:
+        """Keep averages for a container from now on (idempotent)."""
+        with self._lock:
+            self._targets.setdefault(key, target)
+
+    def forget(self, key: Hashable) -> None:
+        """Stop keeping them."""
+        with self._lock:
+            self._targets.pop(key, None)
+            self._loads.pop(key, None)
+
+    def load(self, key: Hashable) -> LoadFacts:
+        """Return the load of a tracked container; counts its tasks now if nobody has before.
+
+        Raises KeyError if it is not tracked, and OSError if its cgroup is gone.
+        """
+        with self._lock:
+            target = self._targets[key]
+            known = self._loads.get(key)
+        return self._sample(key, target) if known is None else known
+
+    def sample_all(self) -> SampleReport:
+        """Count the tasks of every container and move its averages: call every 5 seconds.
+
+        Synchronous and bounded; meant for a worker thread.
+        """
+        with self._lock:
+            targets = list(self._targets.items())
+        tasks = truncated = vanished = 0
+        for key, target in targets:
+            try:
+                load = self._sample(key, target)
+            except OSError:
+                vanished += 1
+                continue
+            tasks += load.tasks.total
+            truncated += load.tasks.truncated
+        report = SampleReport(len(targets), tasks, truncated, vanished)
+        self._last_report = report
+        return report
+
+    @property
+    def last_report(self) -> SampleReport:
+        """What the last round did, for the daemon's counters."""
+        return self._last_report
+
+    def _sample(self, key: Hashable, target: Target) -> LoadFacts:
+        cgroup = self._tree.membership(target.paths)
+        tasks, source = TaskCount(), "0: no cgroup"
+        if cgroup is not None:
+            tasks = count_tasks(
+                cgroup, proc=self._proc, pid_depth=target.pid_depth, limit=self._max_tasks
+            )
+            source = f"tasks of {cgroup.source('')} and below"
+        now = self._clock()
+        with self._lock:
+            before = self._loads.get(key)
+            if before is None:
+                before = LoadFacts(Averages(), tasks, tasks.newest_pid, source, now)
+            after = advance(before, tasks, now)
+            if key in self._targets:  # forgotten meanwhile: leave nothing behind
+                self._loads[key] = after
+            return after
+
+
+def count_tasks(cgroup: Cgroup, *, proc: str, pid_depth: int, limit: int = MAX_TASKS) -> TaskCount:
+    """Count the tasks of a cgroup and all cgroups below it; raises OSError if it is gone.
+
+    Tasks that end meanwhile count in the total only.
+    """
+    states: dict[str, int] = {}
+    newest = (-1, 0)  # start time, tid
+    total = looked_at = cgroups = 0
+    for tids in _task_ids(cgroup):
+        cgroups += 1
+        total += len(tids)
+        for tid in tids[: limit - looked_at]:
+            looked_at += 1
+            try:
+                stat = parse_task_stat(read_text(f"{proc}/{tid}/stat"))
+            except (OSError, ValueError):
+                continue
+            states[stat.state] = states.get(stat.state, 0) + 1
+            newest = max(newest, (stat.start_ticks, tid))
+    return TaskCount(
+        running=states.get("R", 0),
+        blocked=states.get("D", 0),
+        total=total,
+        newest_pid=_pid_inside(newest[1], pid_depth, proc) if newest[1] else 0,
+        truncated=total > looked_at or cgroups >= MAX_CGROUPS,
+    )
+
+
+def _task_ids(cgroup: Cgroup) -> Iterator[list[int]]:
+    name = "tasks" if cgroup.version == 1 else "cgroup.threads"
+    for level in cgroup.subtree(MAX_CGROUPS):
+        try:
+            text = level.read(name)
+        except OSError:  # ENODEV: removed while we were in it
+            continue
+        yield [int(tid) for tid in (text or "").split()]
+
+
+def _pid_inside(tid: int, depth: int, proc: str) -> int:
+    """Return the pid of a task as numbered `depth` namespaces below ours; 0 if it is not there."""
+    try:
+        pids = parse_ns_pids(read_text(f"{proc}/{tid}/status"))
+    except OSError:
+        return 0
+    return pids[depth] if depth < len(pids) else 0

@@ -1,0 +1,138 @@
+"""Typed readers for the files of procfs that the rest of sysfsd needs.
+
+Nothing here decides anything: text goes in, values come out. The functions that read take the
+directory where procfs is mounted, so that tests can hand them a recorded tree.
+
+``cmdline``, ``environ`` and ``exe`` of a process are never read: a container can make those reads
+block for as long as it likes (they need the process's memory map).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import NamedTuple
+
+MAX_FILE_BYTES = 4 << 20
+"""No file of procfs or cgroupfs is read beyond this; /proc/cpuinfo of 1024 CPUs is about 2 MiB."""
+
+NS_GET_PID_FROM_PIDNS = 0x8004B706
+"""_IOR(NSIO, 0x6, int) of linux/nsfs.h (kernel 6.11): a pid of that namespace, in the caller's."""
+
+
+class MeminfoLine(NamedTuple):
+    """One line of /proc/meminfo: ``name: value unit``; the unit is ``kB`` or empty (a count)."""
+
+    name: str
+    value: int
+    unit: str
+
+
+class TaskStat(NamedTuple):
+    """The two fields of /proc/<tid>/stat that a load average needs."""
+
+    state: str
+    """One letter, as in proc_pid_stat(5): R running, D in uninterruptible sleep, ..."""
+    start_ticks: int
+    """When the task was made, in clock ticks since boot."""
+
+
+def read_fd(fd: int, limit: int = MAX_FILE_BYTES) -> bytes:
+    """Read a descriptor to its end, or to `limit` bytes; seq_files hand out a page at a time."""
+    chunks: list[bytes] = []
+    size = 0
+    while size < limit:
+        chunk = os.read(fd, min(limit - size, 1 << 16))
+        if not chunk:
+            break
+        chunks.append(chunk)
+        size += len(chunk)
+    return b"".join(chunks)
+
+
+def read_text(path: str, *, dir_fd: int | None = None, limit: int = MAX_FILE_BYTES) -> str:
+    """Read one kernel file as text, at most `limit` bytes, without following a final symlink.
+
+    Raises OSError as open(2) and read(2) do. Bytes that are not UTF-8 come out as U+FFFD.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        return read_fd(fd, limit).decode("utf-8", "replace")
+    finally:
+        os.close(fd)
+
+
+def parse_meminfo(text: str) -> tuple[MeminfoLine, ...]:
+    """Parse /proc/meminfo, in the order of the file; lines of another shape are left out."""
+    lines: list[MeminfoLine] = []
+    for line in text.splitlines():
+        name, colon, rest = line.partition(":")
+        fields = rest.split()
+        if colon and fields and fields[0].isdecimal():
+            lines.append(MeminfoLine(name, int(fields[0]), fields[1] if len(fields) > 1 else ""))
+    return tuple(lines)
+
+
+def parse_cpu_list(text: str) -> tuple[int, ...]:
+    """Parse the kernel's list format (``0-3,7``; cpuset(7), FORMATS) into sorted CPU numbers.
+
+    Raises ValueError for anything else. Empty text is the empty set.
+    """
+    cpus: set[int] = set()
+    for part in text.strip().split(","):
+        if not part:
+            continue
+        first, dash, last = part.partition("-")
+        low, high = int(first), int(last if dash else first)
+        if not 0 <= low <= high < 1 << 16:
+            raise ValueError(f"not a list of CPUs: {text.strip()!r}")
+        cpus.update(range(low, high + 1))
+    return tuple(sorted(cpus))
+
+
+def format_cpu_range(count: int) -> str:
+    """Format the CPUs 0 to `count` - 1 as the kernel prints a list: ``0`` or ``0-7``."""
+    return "0" if count <= 1 else f"0-{count - 1}"
+
+
+def parse_task_stat(text: str) -> TaskStat:
+    """Parse /proc/<tid>/stat; the name in parentheses may hold spaces and parentheses itself.
+
+    Raises ValueError if the text is not of that shape.
+    """
+    fields = text.rpartition(")")[2].split()
+    # Fields count from 1 in proc_pid_stat(5); the name is the second, so fields[0] is the third.
+    if len(fields) < 20:
+        raise ValueError("not a /proc/<tid>/stat")
+    return TaskStat(state=fields[0], start_ticks=int(fields[19]))
+
+
+def parse_ns_pids(status: str) -> tuple[int, ...]:
+    """Return the ``NSpid`` line of /proc/<tid>/status: outermost namespace (the reader's) first."""
+    for line in status.splitlines():
+        if line.startswith("NSpid:"):
+            return tuple(int(field) for field in line.split()[1:])
+    return ()
+
+
+def pid_namespace(pid: int | str, proc: str = "/proc") -> tuple[int, int]:
+    """Return (st_dev, st_ino) of the pid namespace of a process; raises OSError if it is gone."""
+    status = os.stat(f"{proc}/{pid}/ns/pid")
+    return status.st_dev, status.st_ino
+
+
+def init_of_pid_namespace(pid: int, proc: str = "/proc") -> int | None:
+    """Return the init of the pid namespace of `pid`, as numbered in our own namespace.
+
+    None where the kernel cannot tell (before 6.11) or that init is not visible to us.
+    """
+    try:
+        fd = os.open(f"{proc}/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return fcntl.ioctl(fd, NS_GET_PID_FROM_PIDNS, 1) or None
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
