@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import signal
 
 from sysfsd.kernel import syscalls
 
@@ -141,18 +140,21 @@ def user_namespace(uid_map: str, gid_map: str) -> int:
     as long as a process or a descriptor, so a child makes it and ends. The maps are written by us:
     the child has no right to map ids that are not its own (user_namespaces(7)).
     """
-    ready, child_says = os.pipe2(os.O_CLOEXEC)
+    hear, say = os.pipe2(os.O_CLOEXEC)
+    hold, let_go = os.pipe2(os.O_CLOEXEC)
     child = os.fork()
     if child == 0:
         try:
+            os.close(let_go)
             syscalls.unshare(syscalls.CLONE_NEWUSER)
-            os.write(child_says, b"x")
-            signal.pause()
+            os.write(say, b"x")
+            os.read(hold, 1)  # until our parent closes its end, on purpose or by ending
         finally:
-            os._exit(1)
-    os.close(child_says)
+            os._exit(0)
+    os.close(say)
+    os.close(hold)
     try:
-        if os.read(ready, 1) != b"x":
+        if os.read(hear, 1) != b"x":
             raise OSError(
                 errno.EPERM, "no user namespace can be made here: see user.max_user_namespaces"
             )
@@ -161,6 +163,6 @@ def user_namespace(uid_map: str, gid_map: str) -> int:
                 file.write(text)
         return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
-        os.close(ready)
-        os.kill(child, signal.SIGKILL)
+        os.close(hear)
+        os.close(let_go)
         os.waitpid(child, 0)

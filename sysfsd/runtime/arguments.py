@@ -30,16 +30,18 @@ _FLAGS_WITH_VALUE["run"] = _FLAGS_WITH_VALUE["create"]
 class CommandLine:
     """A runtime's command line, taken apart.
 
-    ``passed`` is what the real runtime gets, and ``position`` where its subcommand's own arguments
-    start in there. ``flags`` are those of the subcommand (by their long or short name, without
-    dashes), ``operands`` the rest: the container's id first.
+    ``ours`` are the flags that only sysfsd-runc knows, ``shared`` the real runtime's own global
+    ones. ``passed`` is what the real runtime gets, and ``position`` where its subcommand's own
+    arguments start in there. ``flags`` are those of the subcommand (by their long or short name,
+    without dashes), ``operands`` the rest: the container's id first.
     """
 
-    __slots__ = ("flags", "operands", "ours", "passed", "position", "subcommand")
+    __slots__ = ("flags", "operands", "ours", "passed", "position", "shared", "subcommand")
 
     def __init__(self, arguments: list[str]) -> None:
         """Parse; raises ``UsageError`` when a flag of ours has no value."""
         self.ours: dict[str, str] = {}
+        self.shared: dict[str, str] = {}
         self.passed: list[str] = []
         self.subcommand = ""
         self.flags: dict[str, str] = {}
@@ -70,6 +72,7 @@ class CommandLine:
             if name in OUR_FLAGS:
                 self.ours[name] = value
             else:
+                self.shared[name] = value
                 self.passed += words
         return at
 

@@ -29,6 +29,7 @@ _HOOK_TIMEOUT = 10  # seconds; the hook has a deadline of its own, far below
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run ``sysfsd-runc``: ends in the real runtime, or with one line on stderr."""
+    line = None
     try:
         line = CommandLine(sys.argv[1:] if arguments is None else arguments)
         if line.subcommand in {"create", "run"} and not _asks_for_help(line):
@@ -37,18 +38,38 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             _prepare_exec(line)
         _become(_real_runtime(line), line.passed)
     except SysfsdError as error:
-        _fail(line_of=error, status=error.exit_status)
+        _fail(str(error), error.exit_status, line)
     except OSError as error:
-        _fail(line_of=error, status=1)
+        _fail(str(error), 1, line)
 
 
 def _asks_for_help(line: CommandLine) -> bool:
     return line.flag("help", "h") is not None
 
 
-def _fail(*, line_of: Exception, status: int) -> NoReturn:
-    print(f"sysfsd-runc: {' '.join(str(line_of).split())}", file=sys.stderr)  # noqa: T201
+def _fail(reason: str, status: int, line: CommandLine | None) -> NoReturn:
+    """Say why on stderr, and where the engine looks: containerd's shim reads ``--log``."""
+    message = f"sysfsd-runc: {' '.join(reason.split())}"
+    print(message, file=sys.stderr)  # noqa: T201
+    log = line.shared.get("log") if line is not None else None
+    if line is not None and log:
+        _log(log, message, as_json=line.shared.get("log-format") == "json")
     sys.exit(status)
+
+
+def _log(path: str, message: str, *, as_json: bool) -> None:
+    import json  # noqa: PLC0415
+    import time  # noqa: PLC0415
+
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    entry = {"level": "error", "msg": message, "time": now}
+    text = json.dumps(entry) if as_json else f'time="{now}" level=error msg={json.dumps(message)}'
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with open(os.open(path, flags, 0o644), "a", encoding="utf-8") as file:
+            file.write(text + "\n")
+    except OSError as error:
+        print(f"sysfsd-runc: {error}", file=sys.stderr)  # noqa: T201
 
 
 def _real_runtime(line: CommandLine) -> str:
@@ -102,13 +123,13 @@ def _prepare_create(line: CommandLine) -> None:
         hook=_hook(control, line.ours.get("config")),
         last_capability=capabilities.read_last(),
     )
-    stage = Stage(stage_directory, ids)
-    stage.binds(spec.get("mounts") or [])
+    owner = ids or specs.mapped_ids(spec)
+    stage = Stage(stage_directory, ids, owner)
+    stage.binds(bundle, spec.get("mounts") or [])
     spec["root"]["path"] = stage.root_filesystem(root)
     backing = stage.docker_data(root) if docker_data else None
     if backing is not None:
         specs.add_docker_data(spec, backing)
-    owner = ids or specs.mapped_ids(spec)
     if owner is not None:
         _own_standard_streams(owner)
     stage.show_spec(bundle, spec)

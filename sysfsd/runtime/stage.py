@@ -40,13 +40,15 @@ _OVERLAY_OPTIONS = frozenset({"metacopy", "redirect_dir", "userxattr", "volatile
 class Stage:
     """The stage of one container, under ``directory``, an existing directory of the host."""
 
-    def __init__(self, directory: str, ids: IdRange | None) -> None:
+    def __init__(self, directory: str, ids: IdRange | None, owner: IdRange | None) -> None:
         """Enter a private mount namespace and mount the stage.
 
-        ``ids`` is ``None`` for a container whose engine shifted the owners itself.
+        ``ids`` is ``None`` for a container whose engine shifted the owners itself; ``owner`` are
+        then the ids it shifted them to, if we know them.
         """
         self.directory = directory
         self._ids = ids
+        self._owner = owner
         self._mounts = mounts.read_mounts()
         # runc starts an exec's helper with the root file system's path as its working directory
         # (libcontainer, commandTemplate): on the host there must be something at that path, too.
@@ -79,18 +81,19 @@ class Stage:
         mounts.place(tree, target)
         return target
 
-    def binds(self, entries: list[Spec]) -> None:
+    def binds(self, bundle: str, entries: list[Spec]) -> None:
         """Put the sources of bind mounts on the stage and change the entries to their new paths.
 
-        What can't be idmapped (procfs, FUSE, another overlay) keeps its source: the container sees
-        its owners as nobody. All clones are made before any is placed.
+        A relative source starts at the bundle (runtime-spec, config.md "Mounts"). What can't be
+        idmapped (procfs, FUSE, another overlay) keeps its source: the container sees its owners as
+        nobody. All clones are made before any is placed.
         """
         if self._userns is None:
             return
         shifted = []
         for entry in entries:
-            source = entry.get("source")
-            if specs.is_bind(entry) and source:
+            if specs.is_bind(entry) and entry.get("source"):
+                source = os.path.join(bundle, entry["source"])
                 tree = mounts.clone_idmapped(
                     source, self._userns, recursive=specs.is_recursive_bind(entry)
                 )
@@ -109,28 +112,45 @@ class Stage:
     def docker_data(self, root: str) -> str | None:
         """Make the backing directory for ``/var/lib/docker`` and return its path on the stage.
 
-        It lies beside the upper layer of the overlay mounted at ``root``. ``None`` when ``root`` is
-        no overlay, and the root file system will do by itself, or one without an upper layer.
+        It lies beside the upper layer of the overlay mounted at ``root``, and starts with what the
+        image has at that place, as an engine's volume does. ``None`` when ``root`` is no overlay
+        and will do by itself, or when there is nowhere to put it.
         """
         mount = mounts.mount_at(self._mounts, root)
         if mount is None or mount.fstype != "overlay":
             return None
         _, options = mounts.parse_overlay(mount.options)
-        if "upperdir" not in options:
+        if "upperdir" not in options or (self._userns is None and self._owner is None):
             return None
         holder = os.path.dirname(self._absolute(options["upperdir"], mount))
         backing = os.path.join(holder, OWN_DIRECTORY, "docker")
-        os.makedirs(backing, mode=0o711, exist_ok=True)
+        if not os.path.isdir(backing):
+            self._fill(backing, root)
+        tree: int | None
         if self._userns is None:
             tree = syscalls.open_tree(syscalls.AT_FDCWD, backing)
         else:
-            clone = mounts.clone_idmapped(backing, self._userns, recursive=False)
-            if clone is None:
-                return None
-            tree = clone
+            tree = mounts.clone_idmapped(backing, self._userns, recursive=False)
+        if tree is None:
+            return None
         target = self._make_directory("docker")
         mounts.place(tree, target)
         return target
+
+    def _fill(self, backing: str, root: str) -> None:
+        """Make a backing directory whole: what is there under its final name is complete."""
+        unfinished = f"{backing}.new"
+        os.makedirs(unfinished, mode=0o711, exist_ok=True)
+        if self._owner is not None and self._userns is None:
+            os.chown(unfinished, self._owner.uid, self._owner.gid)
+        content = _open_beneath(root, specs.DOCKER_DATA)
+        if content is not None:
+            try:
+                if os.listdir(content):
+                    _copy(content, unfinished)
+            finally:
+                os.close(content)
+        os.rename(unfinished, backing)
 
     def show_spec(self, bundle: str, spec: Spec) -> None:
         """Let the runtime and its hooks read ``spec`` as the bundle's config.json.
@@ -224,3 +244,34 @@ class Stage:
             if error.errno != errno.EEXIST:
                 raise
         return path
+
+
+def _open_beneath(root: str, path: str) -> int | None:
+    """Open a directory of an image, following nothing out of it; ``None`` when it has none."""
+    base = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return syscalls.openat2(
+            base, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, syscalls.RESOLVE_IN_ROOT
+        )
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+            return None
+        raise
+    finally:
+        os.close(base)
+
+
+def _copy(directory: int, target: str) -> None:
+    """Copy a directory's content with all its metadata."""
+    import subprocess  # noqa: PLC0415 - for the rare image that brings layers along
+
+    source = f"/proc/self/fd/{directory}/."
+    done = subprocess.run(
+        ["/bin/cp", "-a", "--reflink=auto", source, target],
+        pass_fds=[directory],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise Refused(f"{specs.DOCKER_DATA} of the image can't be copied: {done.stderr.strip()}")
