@@ -1,0 +1,63 @@
+"""Command lines that engines really call a runtime with."""
+
+from __future__ import annotations
+
+import pytest
+
+from sysfsd.errors import UsageError
+from sysfsd.runtime.arguments import CommandLine
+
+SHIM_CREATE = (
+    "--root /run/containerd/runc/moby --log /run/b/log.json --log-format json "
+    "create --bundle /run/b --pid-file /run/b/init.pid --console-socket /tmp/pty.sock abc123"
+).split()
+
+
+def test_our_flags_are_taken_out_and_everything_else_is_passed() -> None:
+    line = CommandLine(["--control", "/s", "--config=/c", *SHIM_CREATE])
+
+    assert line.ours == {"control": "/s", "config": "/c"}
+    assert line.passed == SHIM_CREATE
+    assert line.subcommand == "create"
+    assert line.flag("bundle", "b") == "/run/b"
+    assert line.operands == ["abc123"]
+    assert line.shared["log"] == "/run/b/log.json"
+
+
+def test_a_value_that_looks_like_a_subcommand() -> None:
+    line = CommandLine(["--root", "create", "--log=run", "start", "--bundle", "create", "x"])
+
+    assert line.subcommand == "start"
+
+
+@pytest.mark.parametrize(
+    "words", [["-b", "/x", "id"], ["-b=/x", "id"], ["--bundle=/x", "id"], ["-bundle", "/x", "id"]]
+)
+def test_every_spelling_of_the_bundle(words: list[str]) -> None:
+    line = CommandLine(["create", *words])
+
+    assert line.flag("bundle", "b") == "/x"
+    assert line.operands == ["id"]
+
+
+def test_what_follows_the_container_belongs_to_the_command() -> None:
+    line = CommandLine(["exec", "-t", "--user", "7", "web", "sh", "--bundle", "-p"])
+
+    assert line.flags == {"t": "", "user": "7"}
+    assert line.operands == ["web", "sh", "--bundle", "-p"]
+
+
+def test_position_is_where_the_subcommands_arguments_start() -> None:
+    line = CommandLine(["--control", "/s", "--debug", "exec", "web", "id"])
+
+    assert line.passed[line.position :] == ["web", "id"]
+
+
+@pytest.mark.parametrize("words", [[], ["--version"], ["--help"], ["state", "x"]])
+def test_command_lines_that_are_none_of_our_business(words: list[str]) -> None:
+    assert words == CommandLine(words).passed
+
+
+def test_a_flag_without_its_value() -> None:
+    with pytest.raises(UsageError, match="--control needs a value"):
+        CommandLine(["--control"])
