@@ -115,24 +115,27 @@ def _prepare_create(line: CommandLine) -> None:
             ids = specs.IdRange(reserved["uid_base"], reserved["gid_base"], reserved["size"])
             stage_directory = reserved["stage"]
 
-    root = os.path.realpath(os.path.join(bundle, spec["root"]["path"]))
-    docker_data = specs.wants_docker_data(spec)
-    specs.make_system_container(
-        spec,
-        ids=ids,
-        hook=_hook(control, line.ours.get("config")),
-        last_capability=capabilities.read_last(),
-    )
-    owner = ids or specs.mapped_ids(spec)
-    stage = Stage(stage_directory, ids, owner)
-    stage.binds(bundle, spec.get("mounts") or [])
-    spec["root"]["path"] = stage.root_filesystem(root)
-    backing = stage.docker_data(root) if docker_data else None
-    if backing is not None:
-        specs.add_docker_data(spec, backing)
-    if owner is not None:
-        _own_standard_streams(owner)
-    stage.show_spec(bundle, spec)
+        root = os.path.realpath(os.path.join(bundle, spec["root"]["path"]))
+        docker_data = specs.wants_docker_data(spec)
+        specs.make_system_container(
+            spec,
+            ids=ids,
+            hook=_hook(control, line.ours.get("config")),
+            last_capability=capabilities.read_last(),
+        )
+        owner = ids or specs.mapped_ids(spec)
+        stage = Stage(stage_directory, ids, owner)
+        stage.binds(bundle, spec.get("mounts") or [])
+        spec["root"]["path"] = stage.root_filesystem(root)
+        backing = stage.docker_data(root) if docker_data else None
+        if backing is not None:
+            specs.add_docker_data(spec, backing)
+        if stage.overlays:
+            stage.copy_up(specs.busy_directories(spec))
+            client.call("watch_root", {"id": line.operands[0]}, stage.overlays)
+        if owner is not None:
+            _own_standard_streams(owner)
+        stage.show_spec(bundle, spec)
 
 
 def _prepare_exec(line: CommandLine) -> None:

@@ -90,6 +90,22 @@ def wants_docker_data(spec: Spec) -> bool:
     )
 
 
+def busy_directories(spec: Spec) -> list[str]:
+    """Directories of the root file system that will be in use for as long as the container runs.
+
+    The working directory and what is above it and above each mount point, parents first.
+    """
+    busy = {posixpath.normpath((spec.get("process") or {}).get("cwd") or "/")}
+    busy |= {
+        posixpath.dirname(posixpath.normpath(mount.get("destination", "/")))
+        for mount in spec.get("mounts") or []
+    }
+    for path in list(busy):
+        while path := posixpath.dirname(path).rstrip("/"):
+            busy.add(path)
+    return sorted(path for path in busy if path.startswith("/") and path != "/")
+
+
 def make_system_container(
     spec: Spec, *, ids: IdRange | None, hook: Spec, last_capability: int
 ) -> None:

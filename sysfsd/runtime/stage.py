@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 
 from sysfsd.errors import Refused
 from sysfsd.kernel import mounts, syscalls
@@ -44,7 +45,8 @@ class Stage:
         """Enter a private mount namespace and mount the stage.
 
         ``ids`` is ``None`` for a container whose engine shifted the owners itself; ``owner`` are
-        then the ids it shifted them to, if we know them.
+        then the ids it shifted them to, if we know them. ``overlays`` are, once the root file
+        system is one, roots of the engine's overlay and of the container's, over the same layers.
         """
         self.directory = directory
         self._ids = ids
@@ -57,6 +59,7 @@ class Stage:
         syscalls.mount(
             "sysfsd", directory, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=0755"
         )
+        self.overlays: list[int] = []
         self._userns = None if ids is None else mounts.user_namespace(ids.uid_map, ids.gid_map)
 
     def root_filesystem(self, root: str) -> str:
@@ -69,7 +72,10 @@ class Stage:
         target = self._make_directory("rootfs")
         mount = mounts.mount_at(self._mounts, root)
         if mount is not None and mount.fstype == "overlay":
+            engines = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             self._restack(mount)
+            containers = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            self.overlays = [engines, containers]
             return target
         tree = mounts.clone_idmapped(root, self._userns, recursive=True)
         if tree is None:
@@ -80,6 +86,21 @@ class Stage:
             )
         mounts.place(tree, target)
         return target
+
+    def copy_up(self, directories: list[str]) -> None:
+        """Bring directories into the overlay's upper layer before they are in use.
+
+        One that is in use keeps the container's overlay from noticing that `docker cp` brought it
+        there: nobody could create a file in it any more (ENOTEMPTY). Setting its mode to what it is
+        makes overlayfs copy a directory up, without what is in it.
+        """
+        if not self.overlays:
+            return
+        for path in directories:
+            directory = _open_beneath(os.path.join(self.directory, "rootfs"), path)
+            if directory is not None:
+                os.fchmod(directory, stat.S_IMODE(os.fstat(directory).st_mode))
+                os.close(directory)
 
     def binds(self, bundle: str, entries: list[Spec]) -> None:
         """Put the sources of bind mounts on the stage and change the entries to their new paths.
@@ -186,9 +207,9 @@ class Stage:
             for name, value in options.items()
             if name in _OVERLAY_OPTIONS
         ]
-        # The engine's own overlay keeps the same upper layer in use. Without the index that is
-        # allowed; what each then caches of the other's changes is undefined (overlayfs.rst,
-        # "Sharing and copying layers"): `docker cp` is the only one that looks.
+        # The engine's own overlay keeps the same upper layer in use, for `docker cp`. Without the
+        # index that is allowed, but neither sees what the other changes in what it has cached
+        # (overlayfs.rst, "Sharing and copying layers"): see coherence.py.
         parts.append("index=off")
         home = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         os.chdir(self.directory)

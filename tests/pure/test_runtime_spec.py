@@ -248,3 +248,20 @@ class TestRefusals:
         self.check(docker)
         with pytest.raises(Refused, match="network namespace"):
             self.check(docker, owner=self.HOST)
+
+
+def test_busy_directories_parents_first() -> None:
+    from sysfsd.runtime.spec import busy_directories
+
+    spec = {
+        "process": {"cwd": "/srv/app"},
+        "mounts": [
+            {"destination": "/proc"},
+            {"destination": "/etc/hosts"},
+            {"destination": "/var/lib/docker/"},
+            {"destination": "relative"},
+        ],
+    }
+
+    assert busy_directories(spec) == ["/etc", "/srv", "/srv/app", "/var", "/var/lib"]
+    assert busy_directories({}) == []
