@@ -1,0 +1,1 @@
+"""The tests, by level: pure, filesystem, runtime, engine."""

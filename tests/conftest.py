@@ -1,0 +1,7 @@
+"""Hooks and fixtures of all levels; what they do is in ``tests/support``."""
+
+from __future__ import annotations
+
+from tests.support.skips import pytest_make_collect_report, pytest_runtest_makereport
+
+__all__ = ["pytest_make_collect_report", "pytest_runtest_makereport"]

@@ -1,0 +1,71 @@
+#!/bin/sh
+# Run the tests, on a machine that needs no more than a shell, apt and python3:
+#
+#   sudo sh tests/run.sh [LEVEL] [PYTEST ARGUMENTS…]
+#
+#   all         everything (the default)
+#   fast        what needs no engine: lint, pure, filesystem, runtime
+#   lint        ruff, mypy and shellcheck
+#   pure        plain functions; no privilege
+#   filesystem  a real FUSE mount, no containers
+#   runtime     real runc and crun, no engine
+#   engine      real Docker engines, outer and inner, and Podman
+#
+# Missing Debian packages are installed, Python packages go to .venv in the checkout, images are
+# cached in /var/cache/sysfsd-tests (SYSFSD_TEST_CACHE). An engine that runs here is left alone.
+set -eu
+
+root=$(dirname -- "$(dirname -- "$(readlink -f -- "$0")")")
+# shellcheck source=tests/setup.sh
+. "$root/tests/setup.sh"
+
+level=all
+case ${1-} in
+all | fast | lint | pure | filesystem | runtime | engine)
+	level=$1
+	shift
+	;;
+-h | --help)
+	sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p;}' "$0"
+	exit
+	;;
+esac
+case $level in
+all) parts='lint pure filesystem runtime engine' ;;
+fast) parts='lint pure filesystem runtime' ;;
+*) parts=$level ;;
+esac
+
+wants() {
+	case " $parts " in *" $1 "*) ;; *) return 1 ;; esac
+}
+
+lint() {
+	cd "$root" &&
+		"$venv/bin/ruff" check . &&
+		"$venv/bin/ruff" format --check . &&
+		"$venv/bin/mypy" &&
+		find tests examples sysfsd/scripts .ci -type f \( -name '*.sh' -o -path '.ci/run' -o \
+			-path 'sysfsd/scripts/sysfsd-*' \) -exec shellcheck --external-sources {} +
+}
+
+require_root
+packages=base
+! wants lint || packages="$packages lint"
+! wants runtime || packages="$packages runtime"
+! wants engine || packages="$packages runtime engine podman"
+# shellcheck disable=SC2086 # one word per level
+install_packages $packages
+make_environment
+! wants lint || step "Lint: ruff, mypy --strict, shellcheck" run_apart lint
+! wants engine || make_images
+
+folders=
+for part in pure filesystem runtime engine; do
+	! wants "$part" || [ ! -d "$root/tests/$part" ] || folders="$folders tests/$part"
+done
+rm -f "$setup_log"
+[ -n "$folders" ] || exit 0
+cd "$root"
+# shellcheck disable=SC2086 # one word per folder
+exec "$venv/bin/python" -m pytest $folders "$@"
