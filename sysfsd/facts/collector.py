@@ -14,7 +14,7 @@ from sysfsd.facts.cpu import CpuFacts, read_cpus, read_usage
 from sysfsd.facts.host import HostFacts, boottime_ns, process_started
 from sysfsd.facts.load import LoadFacts, LoadSampler, Target
 from sysfsd.facts.memory import MemoryFacts, read_memory
-from sysfsd.facts.sourced import Sourced
+from sysfsd.facts.sourced import Sourced, saturating_sub
 from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree, read_cgroup_paths
 from sysfsd.kernel.procfs import init_of_pid_namespace, parse_ns_pids, pid_namespace, read_text
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sysfsd.facts.cpuclock import CpuClock
 
-MAX_CALLERS = 256
+MAX_CALLERS = 64
 """How many callers' cgroups keep a clock and averages between two reads (`facts_of_caller`)."""
 
 
@@ -66,7 +66,7 @@ class Facts:
         self,
         *,
         host: HostFacts,
-        started: Sourced[float],
+        started: Sourced[int],
         now: int,
         memory: Callable[[], MemoryFacts],
         cpu: Callable[[], CpuFacts],
@@ -75,7 +75,7 @@ class Facts:
     ) -> None:
         self.host = host
         self.started = started
-        """Seconds since boot at which the container was started."""
+        """When the container was started: ns since boot."""
         self.now = now
         """The moment of this refresh: ns since boot."""
         self._memory = memory
@@ -84,10 +84,9 @@ class Facts:
         self._load = load
 
     @cached_property
-    def uptime(self) -> Sourced[float]:
-        """For how many seconds the container has been running."""
-        seconds = max(0.0, self.now / 1e9 - self.started.value)
-        return Sourced(seconds, f"now - {self.started.source}")
+    def uptime(self) -> Sourced[int]:
+        """For how many ns the container has been running."""
+        return Sourced(saturating_sub(self.now, self.started.value), f"now - {self.started.source}")
 
     @cached_property
     def memory(self) -> MemoryFacts:
@@ -137,13 +136,14 @@ class FactsCollector:
 
     def track(self, container: Container) -> None:
         """Start what a container's facts need over time; `facts` does so by itself if need be."""
-        target = Target(container.cgroup, self._pid_depth(container.pid))
-        self.load_sampler.track(container.serial, target)
+        self._track(container.serial, container.cgroup, container.pid)
 
     def facts(self, container: Container) -> Facts:
         """Return the facts of a container as of now."""
         self.track(container)
-        started = Sourced(container.started, f"start of the container's init (pid {container.pid})")
+        started = Sourced(
+            int(container.started * 1e9), f"start of the container's init (pid {container.pid})"
+        )
         return self._facts(container.serial, container.cgroup, started)
 
     def forget(self, container: Container) -> None:
@@ -169,10 +169,14 @@ class FactsCollector:
             )
         if evicted is not None:
             self._forget(evicted)
-        self.load_sampler.track(key, Target(paths, self._pid_depth(pid)))
+        self._track(key, paths, pid)
         return self._facts(key, paths, started)
 
-    def _facts(self, key: Hashable, paths: CgroupPaths, started: Sourced[float]) -> Facts:
+    def _track(self, key: Hashable, paths: CgroupPaths, pid: int) -> None:
+        if not self.load_sampler.tracks(key):
+            self.load_sampler.track(key, Target(paths, self._pid_depth(pid)))
+
+    def _facts(self, key: Hashable, paths: CgroupPaths, started: Sourced[int]) -> Facts:
         host = HostFacts(proc=self._proc, sys=self._sys, boot_time=self._boot_time)
         return Facts(
             host=host,
@@ -190,7 +194,7 @@ class FactsCollector:
         with self._lock:
             clock = self._clocks.get(key)
             clock = (
-                cpuclock.start(int(facts.started.value * 1e9), usage.value, facts.now, visible)
+                cpuclock.start(facts.started.value, usage.value, facts.now, visible)
                 if clock is None
                 else cpuclock.advance(clock, usage.value, facts.now, visible)
             )
@@ -203,15 +207,16 @@ class FactsCollector:
         with self._lock:
             self._clocks.pop(key, None)
 
-    def _pid_depth(self, pid: int) -> int:
-        """Return how many pid namespaces below ours a process's own is; 0 if it is gone."""
+    def _pid_depth(self, pid: int) -> int | None:
+        """Return how many pid namespaces below ours a process's own is; None if it is gone."""
         try:
-            return max(0, len(parse_ns_pids(read_text(f"{self._proc}/{pid}/status"))) - 1)
+            pids = parse_ns_pids(read_text(f"{self._proc}/{pid}/status"))
         except OSError:
-            return 0
+            return None
+        return len(pids) - 1 if pids else None
 
-    def _started_of_caller(self, pid: int) -> Sourced[float]:
-        host = Sourced(0.0, "boot of the host")
+    def _started_of_caller(self, pid: int) -> Sourced[int]:
+        host = Sourced(0, "boot of the host")
         try:
             if pid_namespace(pid, self._proc) == pid_namespace("self", self._proc):
                 return host
@@ -221,6 +226,6 @@ class FactsCollector:
         if init is None:
             return host
         try:
-            return Sourced(process_started(init), "start of the caller's pid namespace")
+            return Sourced(int(process_started(init) * 1e9), "start of the caller's pid namespace")
         except psutil.Error:
             return host

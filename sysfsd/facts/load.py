@@ -32,6 +32,9 @@ MAX_TASKS = 4096
 MAX_CGROUPS = 1024
 """At most so many cgroups below a container's are walked in one sample."""
 
+MAX_TASKS_PER_ROUND = 65536
+"""After so many tasks a round ends; the next one begins with the containers that were left out."""
+
 _INTERVAL_NS = INTERVAL_SECONDS * 1_000_000_000
 
 
@@ -70,6 +73,16 @@ class LoadFacts:
     """Where the tasks were counted."""
     sampled: int
     """When the averages were last moved, ns since boot."""
+
+    @property
+    def running(self) -> int:
+        """Running tasks; at least the one that asks, as in the kernel's own count."""
+        return max(1, self.tasks.running)
+
+    @property
+    def total(self) -> int:
+        """All tasks; at least those that run."""
+        return max(self.running, self.tasks.total)
 
 
 def decay(factor: int, periods: int) -> int:
@@ -128,8 +141,11 @@ class Target(NamedTuple):
     """Whose tasks to count."""
 
     paths: CgroupPaths
-    pid_depth: int
-    """How many pid namespaces below ours the container's is: which NSpid is the container's."""
+    pid_depth: int | None
+    """How many pid namespaces below ours the container's is: which NSpid is the container's.
+
+    None if that is not known; then no pid is shown, rather than one of the host.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +158,8 @@ class SampleReport:
     """Containers with more tasks than were looked at."""
     vanished: int
     """Containers whose cgroup was gone."""
+    postponed: int
+    """Containers left to the next round, because this one had its fill of tasks."""
 
 
 class LoadSampler:
@@ -154,20 +172,27 @@ class LoadSampler:
         proc: str = "/proc",
         clock: Callable[[], int] = boottime_ns,
         max_tasks: int = MAX_TASKS,
+        max_tasks_per_round: int = MAX_TASKS_PER_ROUND,
     ) -> None:
         self._tree = tree
         self._proc = proc
         self._clock = clock
         self._max_tasks = max_tasks
+        self._max_tasks_per_round = max_tasks_per_round
         self._lock = threading.Lock()
         self._targets: dict[Hashable, Target] = {}
         self._loads: dict[Hashable, LoadFacts] = {}
-        self._last_report = SampleReport(0, 0, 0, 0)
+        self._postponed: list[Hashable] = []
+        self._last_report = SampleReport(0, 0, 0, 0, 0)
 
     def track(self, key: Hashable, target: Target) -> None:
         """Keep averages for a container from now on (idempotent)."""
         with self._lock:
             self._targets.setdefault(key, target)
+
+    def tracks(self, key: Hashable) -> bool:
+        """Return whether averages are kept for a container."""
+        return key in self._targets
 
     def forget(self, key: Hashable) -> None:
         """Stop keeping them."""
@@ -191,19 +216,28 @@ class LoadSampler:
         Synchronous and bounded; meant for a worker thread.
         """
         with self._lock:
-            targets = list(self._targets.items())
-        tasks = truncated = vanished = 0
-        for key, target in targets:
+            targets = dict(self._targets)
+        turns = [key for key in self._postponed if key in targets]
+        first = frozenset(turns)
+        turns += [key for key in targets if key not in first]
+        tasks = truncated = vanished = done = 0
+        for key in turns:
+            if tasks >= self._max_tasks_per_round:
+                break
+            done += 1
             try:
-                load = self._sample(key, target)
+                load = self._sample(key, targets[key])
             except OSError:
                 vanished += 1
                 continue
-            tasks += load.tasks.total
+            tasks += min(load.tasks.total, self._max_tasks)
             truncated += load.tasks.truncated
-        report = SampleReport(len(targets), tasks, truncated, vanished)
-        self._last_report = report
-        return report
+        # Their averages catch up on the periods they missed when their turn comes.
+        self._postponed = turns[done:]
+        self._last_report = SampleReport(
+            len(targets), tasks, truncated, vanished, len(self._postponed)
+        )
+        return self._last_report
 
     @property
     def last_report(self) -> SampleReport:
@@ -229,7 +263,9 @@ class LoadSampler:
             return after
 
 
-def count_tasks(cgroup: Cgroup, *, proc: str, pid_depth: int, limit: int = MAX_TASKS) -> TaskCount:
+def count_tasks(
+    cgroup: Cgroup, *, proc: str, pid_depth: int | None, limit: int = MAX_TASKS
+) -> TaskCount:
     """Count the tasks of a cgroup and all cgroups below it; raises OSError if it is gone.
 
     Tasks that end meanwhile count in the total only.
@@ -267,8 +303,10 @@ def _task_ids(cgroup: Cgroup) -> Iterator[list[int]]:
         yield [int(tid) for tid in (text or "").split()]
 
 
-def _pid_inside(tid: int, depth: int, proc: str) -> int:
+def _pid_inside(tid: int, depth: int | None, proc: str) -> int:
     """Return the pid of a task as numbered `depth` namespaces below ours; 0 if it is not there."""
+    if depth is None:
+        return 0
     try:
         pids = parse_ns_pids(read_text(f"{proc}/{tid}/status"))
     except OSError:

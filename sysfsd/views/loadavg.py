@@ -21,7 +21,7 @@ def sources(facts: Facts) -> list[Source]:
         Source("1 minute", format_average(load.averages.one), average),
         Source("5 minutes", format_average(load.averages.five), average),
         Source("15 minutes", format_average(load.averages.fifteen), average),
-        Source("running/tasks", f"{load.tasks.running}/{load.tasks.total}", load.source),
+        Source("running/tasks", f"{load.running}/{load.total}", load.source),
         Source("last pid", str(load.last_pid), f"newest of the {load.source}, as numbered inside"),
     ]
 

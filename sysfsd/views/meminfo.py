@@ -74,6 +74,13 @@ def swap_free(facts: Facts) -> Size:
     return Sourced(total.value - used.value, f"SwapTotal - {used.source}")
 
 
+def zswapped(facts: Facts) -> Size:
+    """What of its swap is kept compressed in memory, before compression: a part of the swap."""
+    memory = facts.memory
+    size = min(memory.stat.get("zswapped", 0), memory.swap_used.value)
+    return Sourced(size, f"zswapped of {memory.stat_source}")
+
+
 def commit_limit(facts: Facts) -> Size:
     """What may be promised under strict overcommit: the host's policy for the container's sizes.
 
@@ -120,7 +127,7 @@ OWN: Mapping[str, Callable[[Facts], Size]] = {
     "SwapTotal": lambda facts: facts.memory.swap_total,
     "SwapFree": swap_free,
     "Zswap": _part("zswap"),
-    "Zswapped": _part("zswapped"),
+    "Zswapped": zswapped,
     "Dirty": _part("file_dirty", of="file"),
     "Writeback": _part("file_writeback", of="file"),
     "AnonPages": _part("anon"),

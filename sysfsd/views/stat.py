@@ -34,8 +34,7 @@ def sources(facts: Facts) -> list[Source]:
         # and ps adds btime to show when a process was started.
         Source("btime", str(boot.value), f"{boot.source}: start times of processes count from it"),
         Source("processes", str(load.last_pid), f"the largest pid seen inside, {load.source}"),
-        # Whoever reads this is running.
-        Source("procs_running", str(max(1, load.tasks.running)), f"in state R of {load.source}"),
+        Source("procs_running", str(load.running), f"in state R of {load.source}"),
         Source("procs_blocked", str(load.tasks.blocked), f"in state D of {load.source}"),
         Source("softirq", " ".join(["0"] * (1 + _SOFTIRQS)), uncounted),
     ]

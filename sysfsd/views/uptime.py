@@ -16,7 +16,7 @@ def sources(facts: Facts) -> list[Source]:
     """Return the two numbers. As in the kernel, idle time is summed over the CPUs."""
     times = facts.cpu_times
     return [
-        Source("uptime", _seconds(int(facts.uptime.value * 1e9)), facts.uptime.source),
+        Source("uptime", _seconds(facts.uptime.value), facts.uptime.source),
         Source("idle", _seconds(times.clock.total.idle), f"uptime of each CPU - {times.source}"),
     ]
 
