@@ -125,7 +125,7 @@ def give_views(state: State, control: str, *, delegate: bool) -> None:
         registered = client.call("register", {"id": state.id}, [init])
         try:
             if delegate:
-                delegation.delegate(state.pid)
+                delegation.delegate(state.pid, init)
             attach(
                 daemon=daemon,
                 subtree=os.path.join(mountpoint, registered["directory"]),

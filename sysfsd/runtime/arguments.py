@@ -3,28 +3,42 @@
 Flags, subcommands and their spelling are runc's (opencontainers/runc, man/), which crun follows.
 Both accept ``--flag value`` and ``--flag=value``, and runc a single dash as well. What is not ours
 is handed on untouched.
+
+Whatever is not understood for certain is refused. A flag taken for a switch while it has a value
+would make us read the wrong subcommand or bundle, and the real runtime would start, unedited, a
+container whose root is the host's.
 """
 
 from __future__ import annotations
 
-from sysfsd.errors import UsageError
+from sysfsd.errors import Refused, UsageError
 
 OUR_FLAGS = frozenset({"control", "config"})
-_GLOBAL_FLAGS_WITH_VALUE = frozenset(
+
+_HELP = frozenset({"help", "h", "?", "usage"})
+_GLOBAL_SWITCHES = _HELP | {"debug", "systemd-cgroup", "version", "v", "V"}
+_GLOBAL_WITH_VALUE = frozenset(
     {"root", "log", "log-format", "log-level", "criu", "rootless", "cgroup-manager"}
 )
-_FLAGS_WITH_VALUE = {
-    "create": frozenset(
-        {"bundle", "b", "console-socket", "pid-file", "preserve-fds", "config", "f", "pidfd-socket"}
-    ),
-    "exec": frozenset(
-        {
-            "process", "p", "console-socket", "cwd", "env", "e", "user", "u", "additional-gids",
-            "g", "pid-file", "process-label", "apparmor", "cap", "c", "preserve-fds", "cgroup",
-        }
-    ),
+_CREATE_SWITCHES = _HELP | {
+    "detach", "d", "keep", "no-mount-fallback", "no-new-keyring", "no-pivot", "no-subreaper",
 }  # fmt: skip
-_FLAGS_WITH_VALUE["run"] = _FLAGS_WITH_VALUE["create"]
+_CREATE_WITH_VALUE = frozenset(
+    {"bundle", "b", "console-socket", "pid-file", "pidfd-socket", "preserve-fds"}
+)
+_EXEC_WITH_VALUE = frozenset(
+    {
+        "additional-gids", "apparmor", "cap", "c", "cgroup", "console-socket", "cwd", "env", "e",
+        "g", "pid-file", "pidfd-socket", "preserve-fds", "process", "p", "process-label", "user",
+        "u",
+    }
+)  # fmt: skip
+
+_HANDED_ON = frozenset(
+    "checkpoint create delete events exec features help h kill list pause ps resume run spec start "
+    "state update".split()
+)
+"""Subcommands of runc and crun that make no container, or that we prepare."""
 
 
 class CommandLine:
@@ -39,7 +53,7 @@ class CommandLine:
     __slots__ = ("flags", "operands", "ours", "passed", "position", "shared", "subcommand")
 
     def __init__(self, arguments: list[str]) -> None:
-        """Parse; raises ``UsageError`` when a flag of ours has no value."""
+        """Parse; raises ``UsageError`` for what we don't know, ``Refused`` for what we don't do."""
         self.ours: dict[str, str] = {}
         self.shared: dict[str, str] = {}
         self.passed: list[str] = []
@@ -49,7 +63,21 @@ class CommandLine:
         at = self._global_flags(arguments)
         self.position = len(self.passed)
         self.passed += arguments[at:]
-        self._subcommand_flags(arguments[at:])
+        if self.subcommand in {"create", "run"}:
+            self._subcommand_flags(arguments[at:], _CREATE_WITH_VALUE, _CREATE_SWITCHES)
+            if not self.asks_for_help and len(self.operands) != 1:
+                raise UsageError(f"{self.subcommand} takes one container id after its flags")
+        elif self.subcommand == "exec":
+            self._subcommand_flags(arguments[at:], _EXEC_WITH_VALUE, None)
+        elif self.subcommand == "restore":
+            raise Refused("a system container can't be restored from a checkpoint: run it anew")
+        elif self.subcommand and self.subcommand not in _HANDED_ON:
+            raise UsageError(f"unknown subcommand {self.subcommand!r}")
+
+    @property
+    def asks_for_help(self) -> bool:
+        """Whether a subcommand is only asked what it does."""
+        return not _HELP.isdisjoint(self.flags)
 
     def _global_flags(self, arguments: list[str]) -> int:
         at = 0
@@ -61,7 +89,9 @@ class CommandLine:
                 self.passed.append(argument)
                 break
             name, equals, value = _flag(argument)
-            takes_value = name in OUR_FLAGS or name in _GLOBAL_FLAGS_WITH_VALUE
+            takes_value = name in OUR_FLAGS or name in _GLOBAL_WITH_VALUE
+            if not takes_value and name not in _GLOBAL_SWITCHES:
+                raise UsageError(f"unknown flag {argument}")
             words = [argument]
             if takes_value and not equals:
                 if at == len(arguments):
@@ -76,8 +106,9 @@ class CommandLine:
                 self.passed += words
         return at
 
-    def _subcommand_flags(self, arguments: list[str]) -> None:
-        with_value = _FLAGS_WITH_VALUE.get(self.subcommand, frozenset())
+    def _subcommand_flags(
+        self, arguments: list[str], with_value: frozenset[str], switches: frozenset[str] | None
+    ) -> None:
         rest = iter(arguments)
         for argument in rest:
             if argument == "--" or not argument.startswith("-") or argument == "-":
@@ -87,6 +118,8 @@ class CommandLine:
             name, equals, value = _flag(argument)
             if name in with_value and not equals:
                 value = next(rest, "")
+            elif switches is not None and name not in with_value | switches:
+                raise UsageError(f"unknown flag {argument} of {self.subcommand}")
             self.flags[name] = value
 
     def flag(self, *names: str) -> str | None:

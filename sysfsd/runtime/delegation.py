@@ -25,8 +25,11 @@ V2_FILES_LIST = "/sys/kernel/cgroup/delegate"
 """Where the kernel (4.15 and later) names the delegatable files, one a line."""
 
 
-def delegate(pid: int) -> list[str]:
+def delegate(pid: int, pidfd: int) -> list[str]:
     """Chown the cgroups of a container's init to its root and return their directories.
+
+    Raises ``ProcessLookupError`` when the process behind ``pidfd`` is gone: what was read about
+    ``pid`` may then have been somebody else's.
 
     Only a cgroup that holds nothing but this process is given away: a runtime may have left init
     in a hierarchy's root, or in a cgroup that it shares with others.
@@ -34,8 +37,11 @@ def delegate(pid: int) -> list[str]:
     uid, gid = namespaces.container_root(pid)
     if uid == 0:
         return []
+    cgroups = list(cgroups_of(pid))
+    if not namespaces.pidfd_alive(pidfd):
+        raise ProcessLookupError(errno.ESRCH, f"the container's process {pid} is gone")
     given = []
-    for directory, files in cgroups_of(pid):
+    for directory, files in cgroups:
         try:
             base = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:

@@ -32,19 +32,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     line = None
     try:
         line = CommandLine(sys.argv[1:] if arguments is None else arguments)
-        if line.subcommand in {"create", "run"} and not _asks_for_help(line):
+        if line.asks_for_help:
+            pass
+        elif line.subcommand in {"create", "run"}:
             _prepare_create(line)
-        elif line.subcommand == "exec" and not _asks_for_help(line):
+        elif line.subcommand == "exec":
             _prepare_exec(line)
         _become(_real_runtime(line), line.passed)
     except SysfsdError as error:
         _fail(str(error), error.exit_status, line)
     except OSError as error:
         _fail(str(error), 1, line)
-
-
-def _asks_for_help(line: CommandLine) -> bool:
-    return line.flag("help", "h") is not None
 
 
 def _fail(reason: str, status: int, line: CommandLine | None) -> NoReturn:
@@ -95,23 +93,20 @@ def _prepare_create(line: CommandLine) -> None:
     from sysfsd.runtime import spec as specs  # noqa: PLC0415
     from sysfsd.runtime.stage import Stage  # noqa: PLC0415
 
-    if not line.operands:
-        raise UsageError(f"{line.subcommand} needs a container id")
     bundle = os.path.abspath(line.flag("bundle", "b") or ".")
     spec = bundles.load_spec(bundle)
     refusals.check(spec, _namespace_key, _network_owner)
     control = line.ours.get("control") or default_socket()
 
     with Client(control) as client:
+        container = line.operands[0]
         if specs.has_own_user_namespace(spec):
             ids = None
             stage_directory = os.path.join(client.call("hello", {})["state_dir"], "stage")
         else:
             # The reservation lives as long as this process, which is the runtime's from now on,
             # and then as long as the container that its hook registers.
-            reserved = client.call(
-                "reserve", {"id": line.operands[0]}, [os.pidfd_open(os.getpid())]
-            )
+            reserved = client.call("reserve", {"id": container}, [os.pidfd_open(os.getpid())])
             ids = specs.IdRange(reserved["uid_base"], reserved["gid_base"], reserved["size"])
             stage_directory = reserved["stage"]
 
@@ -132,7 +127,7 @@ def _prepare_create(line: CommandLine) -> None:
             specs.add_docker_data(spec, backing)
         if stage.overlays:
             stage.copy_up(specs.busy_directories(spec))
-            client.call("watch_root", {"id": line.operands[0]}, stage.overlays)
+            client.call("watch_root", {"id": container}, stage.overlays)
         if owner is not None:
             _own_standard_streams(owner)
         stage.show_spec(bundle, spec)

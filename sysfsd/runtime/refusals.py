@@ -46,6 +46,11 @@ def check(
                 f"a system container can't share the host's {name} ({flag}): its root would be "
                 "powerless there, or the host's root; leave that option out"
             )
+    for key in ("uidMappings", "gidMappings"):
+        if any(mapping.get("hostID") == 0 for mapping in linux.get(key) or []):
+            raise Refused(
+                f"{key} give the container the host's root (hostID 0): map it to ids of its own"
+            )
     own_user = "/proc/self/ns/user"
     user_path = (namespaces.get("user") or {}).get("path")
     if user_path and namespace_key(user_path) == namespace_key(own_user):

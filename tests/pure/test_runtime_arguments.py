@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sysfsd.errors import UsageError
+from sysfsd.errors import Refused, UsageError
 from sysfsd.runtime.arguments import CommandLine
 
 SHIM_CREATE = (
@@ -61,3 +61,27 @@ def test_command_lines_that_are_none_of_our_business(words: list[str]) -> None:
 def test_a_flag_without_its_value() -> None:
     with pytest.raises(UsageError, match="--control needs a value"):
         CommandLine(["--control"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--newer", "value", "create", "--bundle", "/b", "x"],
+        ["create", "--newer", "value", "--bundle", "/b", "x"],
+        ["create", "--bundle", "/b", "--config", "/other.json", "x"],
+        ["create", "-f", "/other.json", "x"],
+        ["run", "--bundle", "/b"],
+        ["create", "x", "--bundle", "/b"],
+        ["invent", "x"],
+    ],
+    ids=" ".join,
+)
+def test_what_we_might_misread_is_never_handed_on(words: list[str]) -> None:
+    """The real runtime would start a container that nobody edited."""
+    with pytest.raises(UsageError):
+        CommandLine(words)
+
+
+def test_restore_would_start_what_nobody_edited() -> None:
+    with pytest.raises(Refused, match="checkpoint"):
+        CommandLine(["restore", "--image-path", "/i", "x"])

@@ -242,6 +242,15 @@ class TestRefusals:
         with pytest.raises(Refused, match="user namespace"):
             self.check(docker)
 
+    @pytest.mark.parametrize("key", ["uidMappings", "gidMappings"])
+    def test_mappings_onto_the_hosts_root(self, docker: dict[str, Any], key: str) -> None:
+        docker["linux"][key] = [
+            {"containerID": 0, "hostID": 100000, "size": 10},
+            {"containerID": 10, "hostID": 0, "size": 1},
+        ]
+        with pytest.raises(Refused, match="host's root"):
+            self.check(docker)
+
     def test_a_network_that_the_hosts_root_owns(self, docker: dict[str, Any]) -> None:
         (network,) = [n for n in docker["linux"]["namespaces"] if n["type"] == "network"]
         network["path"] = "/run/netns/x"
