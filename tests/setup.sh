@@ -121,7 +121,7 @@ copy_sources() {
 # A virtual environment in the checkout with sysfsd installed as a user would have it (not
 # editable), made anew when pyproject.toml changed; sysfsd put in again when its sources did.
 make_environment() {
-	exec 9>"$root/.venv.lock"
+	exec 9<"$root/pyproject.toml"
 	flock 9
 	wanted=$({ hash_of pyproject.toml && /usr/bin/python3 --version; } | sha256sum | cut -d' ' -f1)
 	code=$(hash_of sysfsd)
