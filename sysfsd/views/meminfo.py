@@ -36,7 +36,7 @@ def mem_available(facts: Facts) -> Size:
     The kernel subtracts its low watermarks here; a cgroup has none, its last page can be used.
     """
     memory, host = facts.memory, facts.host.memory("MemAvailable")
-    back = cached_files(facts).value + facts.memory.part("slab_reclaimable").value
+    back = cached_files(facts).value + slab_reclaimable(facts).value
     own = saturating_sub(memory.total.value, saturating_sub(memory.used.value, back))
     if host.value < own:
         return host
@@ -62,9 +62,16 @@ def slab_reclaimable(facts: Facts) -> Size:
     return Sourced(min(slab.value, room), slab.source)
 
 
+def slab_unreclaimable(facts: Facts) -> Size:
+    """Slab that stays."""
+    size = facts.memory.part("slab_unreclaimable")
+    room = saturating_sub(facts.memory.used.value, slab_reclaimable(facts).value)
+    return Sourced(min(size.value, room), size.source)
+
+
 def slab(facts: Facts) -> Size:
     """All slab."""
-    own = slab_reclaimable(facts).value + facts.memory.part("slab_unreclaimable").value
+    own = slab_reclaimable(facts).value + slab_unreclaimable(facts).value
     return Sourced(own, f"SReclaimable + SUnreclaim of {facts.memory.stat_source}")
 
 
@@ -99,17 +106,18 @@ def _sum(facts: Facts, *names: str) -> Size:
     return Sourced(min(parts, memory.used.value), f"{' + '.join(names)} of {memory.stat_source}")
 
 
-def _part(name: str, *, of: str | None = None) -> Callable[[Facts], Size]:
-    """One key of memory.stat; at most the key `of`, which it is a part of."""
+def _part(name: str, *, of: Callable[[Facts], Size] | None = None) -> Callable[[Facts], Size]:
+    """One key of memory.stat; at most the size `of` which it is a part."""
 
     def part(facts: Facts) -> Size:
         size = facts.memory.part(name)
-        if of is None:
-            return size
-        return Sourced(min(size.value, facts.memory.part(of).value), size.source)
+        return size if of is None else Sourced(min(size.value, of(facts).value), size.source)
 
     return part
 
+
+anon = _part("anon")
+shmem = _part("shmem", of=cached)
 
 OWN: Mapping[str, Callable[[Facts], Size]] = {
     "MemTotal": mem_total,
@@ -128,24 +136,24 @@ OWN: Mapping[str, Callable[[Facts], Size]] = {
     "SwapFree": swap_free,
     "Zswap": _part("zswap"),
     "Zswapped": zswapped,
-    "Dirty": _part("file_dirty", of="file"),
-    "Writeback": _part("file_writeback", of="file"),
-    "AnonPages": _part("anon"),
-    "Mapped": _part("file_mapped", of="file"),
-    "Shmem": _part("shmem", of="file"),
+    "Dirty": _part("file_dirty", of=cached),
+    "Writeback": _part("file_writeback", of=cached),
+    "AnonPages": anon,
+    "Mapped": _part("file_mapped", of=cached),
+    "Shmem": shmem,
     "KReclaimable": slab_reclaimable,
     "Slab": slab,
     "SReclaimable": slab_reclaimable,
-    "SUnreclaim": _part("slab_unreclaimable"),
+    "SUnreclaim": slab_unreclaimable,
     "KernelStack": _part("kernel_stack"),
     "PageTables": _part("pagetables"),
     "SecPageTables": _part("sec_pagetables"),
     "CommitLimit": commit_limit,
     "VmallocUsed": _part("vmalloc"),
     "Percpu": _part("percpu"),
-    "AnonHugePages": _part("anon_thp", of="anon"),
-    "ShmemHugePages": _part("shmem_thp", of="shmem"),
-    "FileHugePages": _part("file_thp", of="file"),
+    "AnonHugePages": _part("anon_thp", of=anon),
+    "ShmemHugePages": _part("shmem_thp", of=shmem),
+    "FileHugePages": _part("file_thp", of=cached),
 }
 """The lines that are the container's own."""
 
