@@ -1,0 +1,95 @@
+"""The kernel's end: ``/dev/fuse``, the mount, and what a crashed predecessor left behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sysfsd.channel import packets
+from sysfsd.errors import SysfsdError
+from sysfsd.kernel import mounts, syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FSTYPE = "fuse.sysfsd"
+_FLAGS = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+_SO_SNDBUFFORCE = 32
+
+
+@contextmanager
+def opened() -> Iterator[int]:
+    """Yield a non-blocking descriptor of ``/dev/fuse``: one connection to the kernel."""
+    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        yield device
+    finally:
+        os.close(device)
+
+
+@contextmanager
+def mounted(device: int, mountpoint: str) -> Iterator[None]:
+    """Mount a connection at a directory, and unmount on leaving. Raises ``OSError``.
+
+    Without fusermount: we are root, and its AppArmor profile is one thing less in the way.
+    ``allow_other`` lets callers of any uid and user namespace in, ``default_permissions`` has the
+    kernel check owners and modes.
+    """
+    options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
+    syscalls.mount("sysfsd", mountpoint, FSTYPE, _FLAGS, options)
+    try:
+        yield
+    finally:
+        unmount(mountpoint)
+
+
+def unmount(mountpoint: str) -> None:
+    """Unmount; a mount that is busy or gone already is not an error.
+
+    Detached rather than refused when somebody's working directory is in it. Clones in containers
+    are mounts of their own and stay.
+    """
+    try:
+        syscalls.umount(mountpoint, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOENT}:
+            raise
+
+
+def prepare_mountpoint(mountpoint: str) -> None:
+    """Make the directory, and clear away the dead mount of a predecessor that was killed.
+
+    Raises ``SysfsdError`` when something alive is mounted there.
+    """
+    while True:
+        try:
+            os.makedirs(mountpoint, mode=0o755, exist_ok=True)
+            os.stat(mountpoint)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+            syscalls.umount(mountpoint, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+        else:
+            break
+    there = mounts.mount_at(mounts.read_mounts(), os.path.realpath(mountpoint))
+    if there is not None and there.fstype == FSTYPE:
+        raise SysfsdError(
+            f"another sysfsd is mounted at {mountpoint}; stop it, or choose another --mountpoint"
+        )
+
+
+@contextmanager
+def socket_pair() -> Iterator[tuple[socket.socket, int]]:
+    """Yield the relay's end of a packet socket pair, and the descriptor for pyfuse3.
+
+    The descriptor becomes libfuse's own (it closes it with the session).
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        for end in (ours, theirs):
+            end.setblocking(False)
+            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 8 * packets.BUFFER_BYTES)
+        yield ours, theirs.detach()

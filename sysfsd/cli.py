@@ -1,0 +1,269 @@
+"""The command ``sysfsd``: what users type, and what they get to read.
+
+Heavy imports (trio, pyfuse3) happen in ``serve`` and ``mount`` only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from sysfsd import __version__
+from sysfsd.config import load
+from sysfsd.control.client import Client, default_socket
+from sysfsd.errors import NoSuchContainer, SysfsdError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status (see ``errors``). Never shows a traceback."""
+    options = _parser().parse_args(arguments)
+    try:
+        run: Callable[[argparse.Namespace], int] = options.run
+        return run(options)
+    except SysfsdError as error:
+        return _fail(str(error), error.exit_status)
+    except BrokenPipeError:  # sysfsd show ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except PermissionError as error:
+        return _fail(f"{error.strerror or error}: {error.filename or ''}; run it as root", 1)
+    except OSError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"sysfsd: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sysfsd",
+        description="Give each container its own view of /proc and /sys.",
+        epilog="Exit status: 0 done, 1 failed, 2 usage, 3 no such container or path, "
+        "69 daemon not running.",
+    )
+    parser.add_argument("--version", action="version", version=f"sysfsd {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], text: str, *, json_too: bool = False
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub.set_defaults(run=run)
+        sub.add_argument("--control", metavar="SOCKET", help="the daemon's control socket")
+        if json_too:
+            sub.add_argument("--json", action="store_true", help="for programs")
+        return sub
+
+    serve = command("serve", _serve, "run the service")
+    serve.add_argument("--mountpoint", metavar="DIR")
+    serve.add_argument("--state-dir", metavar="DIR")
+    serve.add_argument("--config", metavar="FILE")
+    mount = command("mount", _mount, "show every caller its own view at a directory")
+    mount.add_argument("directory", metavar="DIR")
+    for daemon in (serve, mount):
+        daemon.add_argument("--log-level", choices=LOG_LEVELS, default="info")
+
+    command("ps", _ps, "list the registered containers", json_too=True)
+    show = command("show", _show, "print a view as a container sees it", json_too=True)
+    show.add_argument("container", metavar="CONTAINER", help="its id, or the beginning of it")
+    show.add_argument("path", metavar="PATH", help="such as /proc/meminfo")
+    show.add_argument("--explain", action="store_true", help="say where each number comes from")
+    attach = command("attach", _attach, "give a running container its views")
+    attach.add_argument("--id", metavar="ID", help="register it under this id")
+    detach = command("detach", _detach, "take a running container's views back")
+    for verb in (attach, detach):
+        verb.add_argument("pid", metavar="PID", type=int, help="any process of the container")
+    command("stats", _stats, "print the running daemon's counters", json_too=True)
+    doctor = command("doctor", _doctor, "say what this host lacks", json_too=True)
+    doctor.add_argument("--config", metavar="FILE")
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    config = load(options.config)
+    for name in ("mountpoint", "state_dir"):
+        if getattr(options, name):
+            setattr(config, name, os.path.abspath(getattr(options, name)))
+    control = options.control or os.environ.get("SYSFSD_CONTROL")
+    if control:
+        config.control = os.path.abspath(control)
+
+    from sysfsd import app  # noqa: PLC0415
+
+    return _run(options.log_level, app.serve, config)
+
+
+def _mount(options: argparse.Namespace) -> int:
+    from sysfsd import app  # noqa: PLC0415
+
+    return _run(options.log_level, app.mount, os.path.abspath(options.directory), _control(options))
+
+
+def _run(level: str, function: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> int:
+    import trio  # noqa: PLC0415
+
+    from sysfsd import log  # noqa: PLC0415
+
+    log.configure(level)
+    try:
+        trio.run(function, *arguments)
+    except BaseExceptionGroup as group:
+        # trio groups whatever leaves a nursery. One error of ours, or of the kernel, is one line.
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if isinstance(error, SysfsdError | OSError):
+            raise error from None
+        log.crashed(group)
+        return 1
+    return 0
+
+
+def _ps(options: argparse.Namespace) -> int:
+    containers = _containers(options)
+    if options.json:
+        return _print_json(containers)
+    rows = [
+        (
+            each["id"][:24],
+            str(each["pid"]),
+            f"{each['uid_base']}",
+            _ago(time.time() - each["started"]),
+        )
+        for each in containers
+    ]
+    _print_table(("CONTAINER", "PID", "UID BASE", "RUNNING FOR"), rows)
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    with Client(_control(options)) as client:
+        answer = client.call(
+            "show",
+            {
+                "id": _find(options.container, client.call("list", {})["containers"]),
+                "path": options.path,
+                "explain": options.explain,
+            },
+        )
+    if options.json:
+        return _print_json(answer)
+    if options.explain:
+        rows = [(each["name"], each["value"], each["source"]) for each in answer["sources"]]
+        _print_table(("NAME", "VALUE", "SOURCE"), rows)
+    else:
+        sys.stdout.write(answer["text"])
+        sys.stdout.flush()
+    return 0
+
+
+def _attach(options: argparse.Namespace) -> int:
+    from sysfsd import running  # noqa: PLC0415
+
+    with Client(_control(options)) as client:
+        container, views = running.give_views(client, options.pid, options.id)
+    print(f"{container}: {len(views)} views attached")
+    return 0
+
+
+def _detach(options: argparse.Namespace) -> int:
+    from sysfsd import running  # noqa: PLC0415
+
+    with Client(_control(options)) as client:
+        container, views = running.take_views(client, options.pid)
+    print(f"{container}: {len(views)} views detached")
+    return 0
+
+
+def _stats(options: argparse.Namespace) -> int:
+    with Client(_control(options)) as client:
+        counters = client.call("stats", {})
+    if options.json:
+        return _print_json(counters)
+    _print_table(("COUNTER", "VALUE"), list(_flat("", counters)))
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from sysfsd import doctor  # noqa: PLC0415
+
+    checks = doctor.examine(load(options.config), _control(options))
+    if options.json:
+        _print_json([check._asdict() for check in checks])
+    else:
+        _print_table(
+            ("", "CHECK", "FOUND"),
+            [("ok" if each.ok else "MISSING", each.name, each.found) for each in checks],
+        )
+        for each in checks:
+            if not each.ok:
+                print(f"\n{each.name}: {each.fix}")
+    return 0 if all(check.ok for check in checks) else 1
+
+
+def _control(options: argparse.Namespace) -> str:
+    return options.control or default_socket()
+
+
+def _containers(options: argparse.Namespace) -> list[dict[str, Any]]:
+    with Client(_control(options)) as client:
+        containers: list[dict[str, Any]] = client.call("list", {})["containers"]
+        return containers
+
+
+def _find(name: str, containers: Iterable[dict[str, Any]]) -> str:
+    """The id that a user means; raises ``NoSuchContainer``, or ``UsageError`` if it is several."""
+    ids = [str(each["id"]) for each in containers]
+    if name in ids:
+        return name
+    matching = [each for each in ids if name and each.startswith(name)]
+    if not matching:
+        raise NoSuchContainer(f"no container {name!r} is registered; see: sysfsd ps")
+    if len(matching) > 1:
+        raise UsageError(f"{name!r} is the beginning of {len(matching)} ids: type more of it")
+    return matching[0]
+
+
+def _print_json(value: object) -> int:
+    print(json.dumps(value, indent=2))
+    return 0
+
+
+def _print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    for row in (head, *rows):
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+
+
+def _flat(prefix: str, counters: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    for name, value in counters.items():
+        if isinstance(value, dict):
+            yield from _flat(f"{prefix}{name}.", value)
+        else:
+            yield f"{prefix}{name}", str(value)
+
+
+def _ago(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} seconds"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

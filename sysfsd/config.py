@@ -1,0 +1,113 @@
+"""``/etc/sysfsd/sysfsd.toml``: what an administrator can change.
+
+``sysfsd-runc`` reads it on the path of every container start: nothing is imported until there is
+something to parse.
+"""
+
+from __future__ import annotations
+
+import os
+
+from sysfsd.control.protocol import DEFAULT_SOCKET
+from sysfsd.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DEFAULT_PATH = "/etc/sysfsd/sysfsd.toml"
+
+_LIMIT = 1 << 20
+
+
+class Config:
+    """The values in use. ``source`` is the file they come from, None without one."""
+
+    __slots__ = (
+        "control",
+        "mountpoint",
+        "on_failure",
+        "runtime",
+        "source",
+        "state_dir",
+        "subid_user",
+    )
+
+    def __init__(self, source: str | None = None) -> None:
+        self.source = source
+        self.mountpoint = "/var/lib/sysfsd"
+        self.control = DEFAULT_SOCKET
+        self.state_dir = "/run/sysfsd"
+        self.subid_user = "sysfsd"
+        """Whose ranges in /etc/subuid and /etc/subgid containers get."""
+        self.runtime = "runc"
+        """The real OCI runtime: ``runc``, ``crun``, or an absolute path."""
+        self.on_failure = "refuse"
+        """What the hook does when it cannot give a container its views: ``refuse`` the container,
+        or ``continue`` with the kernel's own files."""
+
+
+_KEYS = {
+    "mountpoint": "mountpoint",
+    "control": "control",
+    "state-dir": "state_dir",
+    "subid-user": "subid_user",
+    "runtime": "runtime",
+    "on-failure": "on_failure",
+}
+
+
+def load(path: str | None = None) -> Config:
+    """Read the configuration; without a path the default one, which need not exist.
+
+    Raises ``UsageError`` that names the file and the key.
+    """
+    source = path or DEFAULT_PATH
+    try:
+        with open(source, "rb") as file:
+            data = file.read(_LIMIT)
+    except FileNotFoundError:
+        if path is None:
+            return Config()
+        raise UsageError(f"{source}: no such configuration file") from None
+    except OSError as error:
+        raise UsageError(f"{source}: {error.strerror}") from None
+
+    import tomllib  # noqa: PLC0415 - see above
+
+    try:
+        document = tomllib.loads(data.decode())
+    except ValueError as error:  # of the encoding, or of the grammar
+        raise UsageError(f"{source}: {error}") from None
+    return from_document(document, source)
+
+
+def from_document(document: Mapping[str, object], source: str) -> Config:
+    """Check a parsed document; raises ``UsageError``."""
+    config = Config(source)
+    for key, value in document.items():
+        attribute = _KEYS.get(key)
+        if attribute is None:
+            raise UsageError(f"{source}: unknown key {key!r}; {_suggestion(key)}")
+        if not isinstance(value, str) or not value:
+            raise UsageError(f"{source}: {key} must be a text, such as {_example(key)}")
+        setattr(config, attribute, value)
+    for key in ("mountpoint", "control", "state-dir"):
+        if not os.path.isabs(getattr(config, _KEYS[key])):
+            raise UsageError(f"{source}: {key} must be an absolute path, such as {_example(key)}")
+    if config.on_failure not in {"refuse", "continue"}:
+        raise UsageError(f'{source}: on-failure must be "refuse" or "continue"')
+    if config.runtime not in {"runc", "crun"} and not os.path.isabs(config.runtime):
+        raise UsageError(f'{source}: runtime must be "runc", "crun" or an absolute path')
+    return config
+
+
+def _suggestion(key: str) -> str:
+    import difflib  # noqa: PLC0415
+
+    close = difflib.get_close_matches(key, _KEYS, 1)
+    return f"did you mean {close[0]!r}?" if close else "keys are: " + ", ".join(_KEYS)
+
+
+def _example(key: str) -> str:
+    return repr(getattr(Config(), _KEYS[key]))

@@ -1,0 +1,222 @@
+"""The registered containers: by id, by serial, and by user namespace."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import psutil
+import structlog
+import trio
+
+from sysfsd.containers.record import ContainerRecord
+from sysfsd.errors import ContainerExists, InvalidRequest
+from sysfsd.facts.host import process_started
+from sysfsd.kernel import namespaces
+from sysfsd.kernel.cgroups import read_cgroup_paths
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sysfsd.kernel.namespaces import UsernsKey
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A record and what keeps it true.
+
+    As long as the descriptors are open, neither its pid nor the number of its user namespace can
+    become somebody else's.
+    """
+
+    record: ContainerRecord
+    pidfd: int
+    userns_fd: int
+    watch: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+
+class Registry:
+    """Keeps a record for as long as its container's init lives, however that ends.
+
+    Each record has one task, in the nursery given, that waits for its pidfd. ``on_gone`` is called
+    with every record that goes.
+    """
+
+    def __init__(self, nursery: trio.Nursery, proc: str = "/proc") -> None:
+        self._nursery = nursery
+        self._proc = proc
+        self._by_id: dict[str, _Entry] = {}
+        self._by_serial: dict[int, _Entry] = {}
+        self._by_userns: dict[UsernsKey, list[_Entry]] = {}
+        self._last_serial = 0
+        self._own_userns = _own_user_namespace(proc)
+        self.changed_ns = time.time_ns()
+        """When a record last came or went, in ns since the epoch; never the same twice."""
+        self.on_gone: list[Callable[[ContainerRecord], None]] = []
+
+    def __len__(self) -> int:
+        """How many containers are registered."""
+        return len(self._by_id)
+
+    def records(self) -> Sequence[ContainerRecord]:
+        """All of them, in the order in which they came."""
+        return [entry.record for entry in self._by_id.values()]
+
+    def find(self, container: str) -> ContainerRecord | None:
+        """The container with that id."""
+        entry = self._by_id.get(container)
+        return None if entry is None else entry.record
+
+    def by_serial(self, serial: int) -> ContainerRecord | None:
+        """The container with that serial."""
+        entry = self._by_serial.get(serial)
+        return None if entry is None else entry.record
+
+    def register(self, container: str, pidfd: int) -> ContainerRecord:
+        """Make a record for the container whose init is behind ``pidfd`` (which stays yours).
+
+        Registering the same init again changes nothing. Raises ``ContainerExists`` while another
+        init of that id lives, ``InvalidRequest`` for a descriptor or a process that will not do.
+        """
+        pid = _pid_of(pidfd, self._proc)
+        known = self._by_id.get(container)
+        if known is not None and namespaces.pidfd_alive(known.pidfd):
+            if known.record.pid == pid:
+                return known.record
+            raise ContainerExists(
+                f"a container {container} is registered and runs (pid {known.record.pid}); "
+                "stop it first, or choose another id"
+            )
+        entry = self._read_entry(container, pid, pidfd)
+        if known is not None:
+            self._remove(known)
+        self._add(entry)
+        return entry.record
+
+    def release(self, container: str) -> None:
+        """Drop a record while its container may still run; unknown ids are fine."""
+        entry = self._by_id.get(container)
+        if entry is not None:
+            self._remove(entry)
+
+    def resolve(self, pidfd: int) -> ContainerRecord | None:
+        """The container that a process belongs to: the nearest registered user namespace above it.
+
+        None for a process that belongs to none. Raises ``InvalidRequest`` for a dead process.
+        """
+        pid = _pid_of(pidfd, self._proc)
+        try:
+            fd = namespaces.open_namespace(pid, "user", self._proc)
+        except OSError as error:
+            raise InvalidRequest(f"the caller's user namespace: {error.strerror}") from None
+        try:
+            if not namespaces.pidfd_alive(pidfd):
+                raise InvalidRequest("the caller is gone")
+            lineage = namespaces.user_namespace_lineage(fd)
+        finally:
+            os.close(fd)
+        return self.nearest(lineage)
+
+    def nearest(self, lineage: Sequence[UsernsKey]) -> ContainerRecord | None:
+        """The first of these user namespaces, nearest first, that a container is registered for."""
+        for key in lineage:
+            entries = self._by_userns.get(key)
+            if entries:
+                # Containers of one pod may share a user namespace. The newest is as good as any.
+                return entries[-1].record
+        return None
+
+    def _read_entry(self, container: str, pid: int, pidfd: int) -> _Entry:
+        with contextlib.ExitStack() as stack:
+            try:
+                userns_fd = namespaces.open_namespace(pid, "user", self._proc)
+                stack.callback(os.close, userns_fd)
+                key: UsernsKey | None = namespaces.namespace_key(userns_fd)
+                if key == self._own_userns:
+                    key, uid_base, gid_base = None, 0, 0
+                else:
+                    uid_base, gid_base = namespaces.container_root(pid, self._proc)
+                cgroup = read_cgroup_paths(pid, self._proc).without_init_scope()
+                started = process_started(pid)
+                kept_pidfd = os.dup(pidfd)
+                stack.callback(os.close, kept_pidfd)
+            except (OSError, psutil.NoSuchProcess, LookupError) as error:
+                raise InvalidRequest(f"container {container}: {error}") from None
+            # All of the above was read by number. It was that process as long as it lives now.
+            if not namespaces.pidfd_alive(pidfd):
+                raise InvalidRequest(f"container {container}: its process {pid} is gone")
+            stack.pop_all()
+        self._last_serial += 1
+        record = ContainerRecord(
+            id=container,
+            pid=pid,
+            userns=key,
+            uid_base=uid_base,
+            gid_base=gid_base,
+            started=started,
+            cgroup=cgroup,
+            serial=self._last_serial,
+            registered_ns=time.time_ns(),
+        )
+        return _Entry(record, kept_pidfd, userns_fd)
+
+    def _add(self, entry: _Entry) -> None:
+        record = entry.record
+        self._by_id[record.id] = self._by_serial[record.serial] = entry
+        if record.userns is not None:
+            self._by_userns.setdefault(record.userns, []).append(entry)
+        self._touch()
+        self._nursery.start_soon(self._watch, entry, name=f"watch {record.id}")
+        _log.info("container registered", container=record.id, pid=record.pid)
+
+    async def _watch(self, entry: _Entry) -> None:
+        # The descriptors are closed here and nowhere else: never while somebody waits for them.
+        try:
+            with entry.watch:
+                await trio.lowlevel.wait_readable(entry.pidfd)
+        finally:
+            self._remove(entry)
+            os.close(entry.pidfd)
+            os.close(entry.userns_fd)
+
+    def _remove(self, entry: _Entry) -> None:
+        record = entry.record
+        if self._by_serial.pop(record.serial, None) is None:
+            return
+        if self._by_id.get(record.id) is entry:
+            del self._by_id[record.id]
+        if record.userns is not None:
+            entries = self._by_userns[record.userns]
+            entries.remove(entry)
+            if not entries:
+                del self._by_userns[record.userns]
+        entry.watch.cancel()
+        self._touch()
+        for callback in self.on_gone:
+            callback(record)
+        _log.info("container gone", container=record.id, pid=record.pid)
+
+    def _touch(self) -> None:
+        self.changed_ns = max(time.time_ns(), self.changed_ns + 1)
+
+
+def _pid_of(pidfd: int, proc: str) -> int:
+    try:
+        return namespaces.pidfd_pid(pidfd, proc)
+    except ProcessLookupError:
+        raise InvalidRequest("the process of that pidfd is gone") from None
+    except OSError:
+        raise InvalidRequest("the descriptor sent along is not a pidfd") from None
+
+
+def _own_user_namespace(proc: str) -> UsernsKey:
+    fd = namespaces.open_namespace(os.getpid(), "user", proc)
+    try:
+        return namespaces.namespace_key(fd)
+    finally:
+        os.close(fd)

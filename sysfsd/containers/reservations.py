@@ -1,0 +1,160 @@
+"""Who has which range of ids, and until when."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from sysfsd.containers import ranges
+from sysfsd.errors import ContainerExists, InvalidRequest, NoRangeLeft
+from sysfsd.kernel import namespaces
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from sysfsd.containers.ranges import IdRange
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Reservation:
+    """``create`` is a pidfd of the runtime's create process, ``init`` of the container's."""
+
+    container: str
+    range: IdRange
+    create: int
+    init: int | None = None
+
+    def held(self) -> bool:
+        holders = [self.create] if self.init is None else [self.create, self.init]
+        return any(namespaces.pidfd_alive(pidfd) for pidfd in holders)
+
+
+class Reservations:
+    """Hands out a range to a container that is being created.
+
+    It stays the container's for as long as the create process lives, and then for as long as the
+    init does that was registered meanwhile. Each reservation has one task in the nursery given.
+    """
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        *,
+        user: str,
+        subuid: str = "/etc/subuid",
+        subgid: str = "/etc/subgid",
+        proc: str = "/proc",
+    ) -> None:
+        self._nursery = nursery
+        self._user = user
+        self._files = (subuid, subgid)
+        self._proc = proc
+        self._by_id: dict[str, _Reservation] = {}
+        self._reservations: set[_Reservation] = set()
+        self._last: IdRange | None = None
+        self.on_free: list[Callable[[str], None]] = []
+        """Called with the id of a container when nothing of it is left that needs its range."""
+
+    def __len__(self) -> int:
+        """How many ranges are taken."""
+        return len(self._reservations)
+
+    def reserve(self, container: str, create: int) -> IdRange:
+        """Return a range for the container that the process behind ``create`` makes.
+
+        Raises ``NoRangeLeft`` with the lines to add, ``ContainerExists`` while the container runs.
+        """
+        try:
+            namespaces.pidfd_pid(create, self._proc)
+        except OSError:
+            raise InvalidRequest("reserve needs a pidfd of a live create process") from None
+        former = self._by_id.get(container)
+        if former is not None and former.init is not None and namespaces.pidfd_alive(former.init):
+            raise ContainerExists(f"a container {container} runs already; choose another id")
+        reservation = _Reservation(container, self._choose(), os.dup(create))
+        self._last = reservation.range
+        self._by_id[container] = reservation
+        self._reservations.add(reservation)
+        self._nursery.start_soon(self._watch, reservation, name=f"range of {container}")
+        return reservation.range
+
+    def bind(self, container: str, init: int) -> None:
+        """Let a container's range live as long as its init; containers without one are fine."""
+        reservation = self._by_id.get(container)
+        if reservation is not None and reservation.init is None:
+            reservation.init = os.dup(init)
+
+    def _choose(self) -> IdRange:
+        known = self._configured()
+        taken = {each.range for each in self._reservations if each.held()}
+        # Containers of a predecessor of ours may still run: their ids are not free.
+        mapped = self._mapped_uids()
+        taken.update(each for each in known if ranges.overlaps(each, mapped))
+        try:
+            return ranges.choose(known, frozenset(taken), self._last)
+        except NoRangeLeft:
+            raise NoRangeLeft(
+                ranges.advice(
+                    self._user,
+                    f"all {len(known)} ranges of ids of user {self._user!r} are in use"
+                    if known
+                    else f"/etc/subuid and /etc/subgid have no range for user {self._user!r}",
+                )
+            ) from None
+
+    def _configured(self) -> list[IdRange]:
+        # Read each time: what an administrator adds counts at once.
+        names = {self._user}
+        with contextlib.suppress(KeyError):  # subuid(5) does not ask for an account of that name
+            names.add(str(pwd.getpwnam(self._user).pw_uid))
+        found = [ranges.bases(ranges.parse_subids(_read(path), names)) for path in self._files]
+        return ranges.pair(*found)
+
+    def _mapped_uids(self) -> list[tuple[int, int]]:
+        """Return ``(first uid, count)`` of what user namespaces on this host map, as of now."""
+        own = _read(f"{self._proc}/self/uid_map")
+        seen = {own, ""}
+        for pid in _pids(self._proc):
+            seen.add(_read(f"{self._proc}/{pid}/uid_map"))
+        mapped = []
+        for text in seen - {own, ""}:
+            for line in text.splitlines():
+                _inside, outside, count = (int(field) for field in line.split())
+                mapped.append((outside, count))
+        return mapped
+
+    async def _watch(self, reservation: _Reservation) -> None:
+        try:
+            await trio.lowlevel.wait_readable(reservation.create)
+            if reservation.init is not None:
+                await trio.lowlevel.wait_readable(reservation.init)
+        finally:
+            self._reservations.discard(reservation)
+            if self._by_id.get(reservation.container) is reservation:
+                del self._by_id[reservation.container]
+                for callback in self.on_free:
+                    callback(reservation.container)
+            os.close(reservation.create)
+            if reservation.init is not None:
+                os.close(reservation.init)
+            _log.debug("range free", container=reservation.container)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(1 << 20)
+    except OSError:
+        return ""
+
+
+def _pids(proc: str) -> Iterable[str]:
+    return [name for name in os.listdir(proc) if name.isdecimal()]

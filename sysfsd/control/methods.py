@@ -1,0 +1,156 @@
+"""What the daemon does for each request; ``protocol`` names them."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import trio
+
+from sysfsd import __version__
+from sysfsd.containers.record import check_id
+from sysfsd.errors import InvalidRequest, NoSuchContainer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from sysfsd.coherence import Coherence
+    from sysfsd.containers.record import ContainerRecord
+    from sysfsd.containers.registry import Registry
+    from sysfsd.containers.reservations import Reservations
+    from sysfsd.control.protocol import Message
+    from sysfsd.control.server import Method
+    from sysfsd.facts.collector import FactsCollector
+    from sysfsd.filesystem.tree import Tree
+    from sysfsd.views import View
+
+
+class Methods:
+    """The methods of the control protocol, bound to the parts of one daemon."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        reservations: Reservations,
+        coherence: Coherence,
+        collector: FactsCollector,
+        tree: Tree,
+        views: Sequence[View],
+        mountpoint: str,
+        state_dir: str,
+        stage: str,
+        stats: Callable[[], Message],
+    ) -> None:
+        self._registry = registry
+        self._reservations = reservations
+        self._coherence = coherence
+        self._collector = collector
+        self._tree = tree
+        self._views = [view.path for view in views]
+        self._hello = {
+            "version": __version__,
+            "pid": os.getpid(),
+            "mountpoint": mountpoint,
+            "state_dir": state_dir,
+        }
+        self._stage = stage
+        self._stats = stats
+
+    def table(self) -> Mapping[str, Method]:
+        """Every method by its name in the protocol."""
+        return {
+            "hello": self.hello,
+            "reserve": self.reserve,
+            "watch_root": self.watch_root,
+            "register": self.register,
+            "release": self.release,
+            "list": self.list_containers,
+            "show": self.show,
+            "resolve": self.resolve,
+            "stats": self.stats,
+        }
+
+    async def hello(self, _parameters: Message, _fds: Sequence[int]) -> Message:
+        """Who we are."""
+        return dict(self._hello)
+
+    async def reserve(self, parameters: Message, fds: Sequence[int]) -> Message:
+        """A range of ids for a container that is being created."""
+        container = check_id(parameters.get("id"))
+        chosen = self._reservations.reserve(container, _only(fds))
+        return {
+            "uid_base": chosen.uid_base,
+            "gid_base": chosen.gid_base,
+            "size": chosen.size,
+            "stage": self._stage,
+        }
+
+    async def watch_root(self, parameters: Message, fds: Sequence[int]) -> Message:
+        """Keep an engine's overlay and the container's in step; their roots come along."""
+        container = check_id(parameters.get("id"))
+        if len(fds) != 2:
+            raise InvalidRequest("watch_root needs two descriptors: the engine's and our overlay")
+        self._coherence.watch(container, os.dup(fds[0]), os.dup(fds[1]))
+        return {}
+
+    async def register(self, parameters: Message, fds: Sequence[int]) -> Message:
+        """A record, and with it the views."""
+        container = check_id(parameters.get("id"))
+        record = self._registry.register(container, _only(fds))
+        self._reservations.bind(container, _only(fds))
+        self._collector.track(record)
+        return {"directory": f"containers/{container}", "views": self._views}
+
+    async def release(self, parameters: Message, _fds: Sequence[int]) -> Message:
+        """Drop a record."""
+        self._registry.release(check_id(parameters.get("id")))
+        return {}
+
+    async def list_containers(self, _parameters: Message, _fds: Sequence[int]) -> Message:
+        """All records."""
+        boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+        return {"containers": [_describe(record, boot) for record in self._registry.records()]}
+
+    async def show(self, parameters: Message, _fds: Sequence[int]) -> Message:
+        """A view as that container sees it, or where each of its numbers comes from."""
+        container, path = check_id(parameters.get("id")), parameters.get("path")
+        if not isinstance(path, str):
+            raise InvalidRequest("show needs a path")
+        view = self._tree.view(path)
+        record = self._registry.find(container)
+        if record is None:
+            raise NoSuchContainer(f"no container {container!r} is registered; see: sysfsd ps")
+        await trio.lowlevel.checkpoint()
+        facts = self._collector.facts(record)
+        if parameters.get("explain"):
+            return {"sources": [source._asdict() for source in view.explain(facts)]}
+        return {"text": view.render(facts).decode("utf-8", "replace")}
+
+    async def resolve(self, _parameters: Message, fds: Sequence[int]) -> Message:
+        """Which container a process belongs to."""
+        record = self._registry.resolve(_only(fds))
+        return {"id": None if record is None else record.id}
+
+    async def stats(self, _parameters: Message, _fds: Sequence[int]) -> Message:
+        """Counters."""
+        return self._stats()
+
+
+def _only(fds: Sequence[int]) -> int:
+    if len(fds) != 1:
+        raise InvalidRequest(f"one pidfd must come along, not {len(fds)} descriptors")
+    return fds[0]
+
+
+def _describe(record: ContainerRecord, boot: float) -> Message:
+    return {
+        "id": record.id,
+        "pid": record.pid,
+        "userns": None if record.userns is None else list(record.userns),
+        "uid_base": record.uid_base,
+        "gid_base": record.gid_base,
+        "started": boot + record.started,
+        "cgroup": record.cgroup.as_dict(),
+    }

@@ -1,0 +1,135 @@
+"""``sysfsd doctor``: what this host has and lacks, and how to fix it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from typing import TYPE_CHECKING, NamedTuple
+
+from sysfsd.containers import ranges
+from sysfsd.control.client import Client
+from sysfsd.errors import SysfsdError
+from sysfsd.kernel import syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sysfsd.config import Config
+
+
+class Check(NamedTuple):
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    found: str
+    fix: str
+    """What to do when it is not."""
+
+
+def examine(config: Config, control: str) -> list[Check]:
+    """Look at everything."""
+    return [
+        _fuse(),
+        _user_namespaces(),
+        _idmapped_mounts(),
+        _pidfd(),
+        _resend(),
+        _subids("/etc/subuid", config.subid_user),
+        _subids("/etc/subgid", config.subid_user),
+        _runtime(config.runtime),
+        _daemon(control),
+    ]
+
+
+def _fuse() -> Check:
+    ok = os.path.exists("/dev/fuse")
+    return Check("/dev/fuse", ok, "present" if ok else "no such device", "modprobe fuse")
+
+
+def _user_namespaces() -> Check:
+    limit = _read("/proc/sys/user/max_user_namespaces")
+    ok = os.path.exists("/proc/self/ns/user") and limit not in {"", "0"}
+    return Check(
+        "user namespaces",
+        ok,
+        f"at most {limit}" if limit else "not in this kernel",
+        "sysctl user.max_user_namespaces=15000 (the kernel needs CONFIG_USER_NS)",
+    )
+
+
+def _idmapped_mounts() -> Check:
+    # A call that cannot succeed tells the two apart: EBADF from a kernel that knows it.
+    known = _known(lambda: syscalls.idmap_mount(-1, -1, recursive=False))
+    return Check(
+        "mount_setattr(2)",
+        known,
+        "known to this kernel" if known else "unknown to this kernel",
+        "use Linux 5.12 or later: container root file systems are idmapped",
+    )
+
+
+def _pidfd() -> Check:
+    def probe() -> None:
+        os.close(os.pidfd_open(os.getpid()))
+
+    known = _known(probe)
+    return Check(
+        "pidfd_open(2)",
+        known,
+        "known to this kernel" if known else "unknown to this kernel",
+        "use Linux 5.3 or later",
+    )
+
+
+def _resend() -> Check:
+    release = os.uname().release
+    major, minor, *_ = [int(part) for part in release.split("-")[0].split(".")] + [0, 0]
+    return Check(
+        "FUSE resend",
+        (major, minor) >= (6, 9),
+        f"Linux {release}",
+        "use Linux 6.9 or later, or containers see errors while the daemon restarts",
+    )
+
+
+def _subids(path: str, user: str) -> Check:
+    found = ranges.bases(ranges.parse_subids(_read(path), {user}))
+    return Check(
+        path,
+        bool(found),
+        f"room for {len(found)} containers of user {user!r}",
+        f"echo {user}:1000000:6553600 | sudo tee -a {path} (if no other line uses these ids)",
+    )
+
+
+def _runtime(name: str) -> Check:
+    found = shutil.which(name)
+    return Check("OCI runtime", found is not None, found or f"no {name}", f"apt install {name}")
+
+
+def _daemon(control: str) -> Check:
+    fix = "systemctl start sysfsd (or: sysfsd serve)"
+    try:
+        with Client(control) as client:
+            hello = client.call("hello", {})
+    except SysfsdError as error:
+        return Check("daemon", False, str(error).partition(";")[0], fix)
+    return Check("daemon", True, f"version {hello['version']}, pid {hello['pid']}", fix)
+
+
+def _known(call: Callable[[], None]) -> bool:
+    try:
+        call()
+    except OSError as error:
+        return error.errno != errno.ENOSYS
+    return True
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(1 << 20).strip()
+    except OSError:
+        return ""

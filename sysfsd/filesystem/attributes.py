@@ -1,0 +1,61 @@
+"""What stat(2) says about our files and directories."""
+
+from __future__ import annotations
+
+import stat
+from typing import NamedTuple
+
+import pyfuse3
+
+
+class Owner(NamedTuple):
+    """Host ids of a container's root, so that inside its user namespace files look root's."""
+
+    uid: int
+    gid: int
+
+
+HOST_ROOT = Owner(0, 0)
+
+
+def directory(
+    inode: int,
+    *,
+    mode: int,
+    owner: Owner,
+    changed_ns: int,
+    entry_timeout: float,
+    attr_timeout: float,
+) -> pyfuse3.EntryAttributes:
+    """Attributes of a directory."""
+    entry = _entry(inode, stat.S_IFDIR | mode, owner, changed_ns)
+    entry.st_nlink = 2
+    entry.entry_timeout, entry.attr_timeout = entry_timeout, attr_timeout
+    return entry
+
+
+def file(
+    inode: int,
+    *,
+    size: int,
+    owner: Owner,
+    changed_ns: int,
+    entry_timeout: float,
+    attr_timeout: float,
+) -> pyfuse3.EntryAttributes:
+    """Attributes of a view's file. The size is real, or sendfile(2) would copy nothing."""
+    entry = _entry(inode, stat.S_IFREG | 0o444, owner, changed_ns)
+    entry.st_size = size
+    entry.entry_timeout, entry.attr_timeout = entry_timeout, attr_timeout
+    return entry
+
+
+def _entry(inode: int, mode: int, owner: Owner, changed_ns: int) -> pyfuse3.EntryAttributes:
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = inode
+    entry.st_mode = mode
+    entry.st_nlink = 1
+    entry.st_uid, entry.st_gid = owner
+    entry.st_blksize = 4096
+    entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = changed_ns
+    return entry

@@ -1,0 +1,163 @@
+"""``sysfsd mount``: the same files show every caller its own view.
+
+Who asks decides what is in a file, so the kernel may keep nothing: all timeouts are 0, files are
+read with direct_io, and READ, which does not say who reads, is answered from what OPEN rendered.
+An open file that is passed on keeps its opener's view.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pyfuse3
+
+from sysfsd.errors import NoSuchView
+from sysfsd.filesystem import attributes
+from sysfsd.filesystem.attributes import HOST_ROOT
+from sysfsd.filesystem.operations import Operations, child_of
+from sysfsd.filesystem.snapshots import OpenSnapshots, RecentSnapshots
+from sysfsd.filesystem.tree import MOUNT_SERIAL, inode_of, parts_of
+from sysfsd.kernel.cgroups import read_cgroup_paths
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from sysfsd.facts.collector import FactsCollector
+    from sysfsd.filesystem.identity import Identity
+    from sysfsd.filesystem.rendering import Renderer
+    from sysfsd.filesystem.tree import Node, Tree
+    from sysfsd.log import RateLimit
+    from sysfsd.views import View
+
+MAX_OPEN_FILES = 4096
+"""Above this, open(2) gives ENFILE. A snapshot has a few kB."""
+
+RECENT_SECONDS = 0.05
+MAX_RECENT = 1024
+
+
+class CallersOperations(Operations):
+    """The file system of ``sysfsd mount``."""
+
+    def __init__(
+        self,
+        *,
+        tree: Tree,
+        identity: Identity,
+        collector: FactsCollector,
+        renderer: Renderer,
+        limit: RateLimit,
+    ) -> None:
+        super().__init__(limit)
+        self._tree = tree
+        self._identity = identity
+        self._collector = collector
+        self._renderer = renderer
+        self._open = OpenSnapshots(MAX_OPEN_FILES)
+        self._recent = RecentSnapshots(RECENT_SECONDS, MAX_RECENT)
+        self._mounted_ns = time.time_ns()
+
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Find a name in a directory."""
+        parent = self._node(parent_inode)
+        return await self.getattr(inode_of(MOUNT_SERIAL, child_of(parent, name)), ctx)
+
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        """Answer attributes; the size is that of the caller's view."""
+        node = self._node(inode)
+        if node.view is None:
+            return self._directory(inode)
+        data = await self._content(node.view, ctx.pid)
+        return self._file(inode, len(data), time.time_ns())
+
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        """Render the caller's view, for as long as the file is open."""
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise pyfuse3.FUSEError(errno.EACCES)
+        node = self._node(inode)
+        if node.view is None:
+            raise pyfuse3.FUSEError(errno.EISDIR)
+        handle = self._open.add(await self._content(node.view, ctx.pid))
+        if handle is None:
+            raise pyfuse3.FUSEError(errno.ENFILE)
+        return pyfuse3.FileInfo(fh=handle, direct_io=True, keep_cache=False)
+
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        """Read what was rendered then."""
+        data = self._open.read(fh, off, size)
+        if data is None:
+            raise pyfuse3.FUSEError(errno.EBADF)
+        return data
+
+    async def release(self, fh: int) -> None:
+        """Forget it."""
+        self._open.close(fh)
+
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        """The inode will do for a handle."""
+        self._node(inode)
+        return inode
+
+    async def releasedir(self, fh: int) -> None:
+        """Nothing to release."""
+
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """List a directory. Sizes are not known here: this request does not say who asks."""
+        children = list(self._node(fh).children.items())
+        for position, (name, number) in enumerate(children[start_id:], start_id + 1):
+            inode = inode_of(MOUNT_SERIAL, number)
+            is_file = self._node(inode).view is not None
+            entry = self._file(inode, 0, self._mounted_ns) if is_file else self._directory(inode)
+            if not pyfuse3.readdir_reply(token, name, entry, position):
+                break
+
+    async def _content(self, view: View, tid: int) -> bytes:
+        if tid == 0:  # not in our pid namespace: nothing is known about it
+            return self._renderer.kernels_own(view)
+        container = await self._identity.container_of(tid)
+        key: Hashable = (container or read_cgroup_paths(tid), view.path)
+        recent = self._recent.get(key)
+        if recent is not None:
+            return recent
+        data = None
+        if container is not None:
+            data = await self._identity.view_of(container, view.path)
+        if data is None:
+            data = self._renderer.render(
+                view, lambda: self._collector.facts_of_caller(tid), f"caller {tid}"
+            )
+        self._recent.put(key, data)
+        return data
+
+    def _node(self, inode: int) -> Node:
+        serial, number = parts_of(inode)
+        node = self._tree.node(number)
+        if serial != MOUNT_SERIAL or node is None:
+            raise NoSuchView("no such node")
+        return node
+
+    def _directory(self, inode: int) -> pyfuse3.EntryAttributes:
+        return attributes.directory(
+            inode,
+            mode=0o555,
+            owner=HOST_ROOT,
+            changed_ns=self._mounted_ns,
+            entry_timeout=0,
+            attr_timeout=0,
+        )
+
+    @staticmethod
+    def _file(inode: int, size: int, changed_ns: int) -> pyfuse3.EntryAttributes:
+        return attributes.file(
+            inode,
+            size=size,
+            owner=HOST_ROOT,
+            changed_ns=changed_ns,
+            entry_timeout=0,
+            attr_timeout=0,
+        )

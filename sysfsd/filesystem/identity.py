@@ -1,0 +1,110 @@
+"""Who is asking: the container of a caller, by way of the daemon."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from sysfsd.control.client import Client
+from sysfsd.errors import NoSuchContainer, SysfsdError
+from sysfsd.kernel.procfs import read_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    from sysfsd.log import RateLimit
+
+    T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
+
+_PIDFD_THREAD = os.O_EXCL
+"""pidfd_open(2): a pidfd of a thread that leads no thread group (Linux 6.9)."""
+
+ANSWER_SECONDS = 0.5
+"""A caller waits so long for the daemon, and gets its own cgroup's view then."""
+
+PAUSE_SECONDS = 5.0
+"""After the daemon did not answer it is left alone for so long: one caller waits, not all."""
+
+_THREADS = 8
+
+
+class Identity:
+    """Asks the daemon at a socket. Without one, nobody belongs to a container."""
+
+    def __init__(
+        self, control: str, limit: RateLimit, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._control = control
+        self._limit = limit
+        self._clock = clock
+        self._not_before = -PAUSE_SECONDS
+        self._threads = trio.CapacityLimiter(_THREADS)
+        self.unanswered = 0
+        """Callers whose container could not be asked for."""
+
+    async def container_of(self, tid: int) -> str | None:
+        """The id of the container that a caller belongs to; None if it belongs to none.
+
+        ``tid`` is blocked in a request that has not been answered: it is still that thread.
+        """
+
+        def resolve() -> str | None:
+            pidfd = _pidfd_of_thread(tid)
+            try:
+                with Client(self._control, timeout=ANSWER_SECONDS) as client:
+                    container = client.call("resolve", {}, [pidfd])["id"]
+                    return container if isinstance(container, str) else None
+            finally:
+                os.close(pidfd)
+
+        return await self._ask(resolve)
+
+    async def view_of(self, container: str, path: str) -> bytes | None:
+        """A view as the daemon shows it to a container; None if it cannot."""
+
+        def show() -> bytes | None:
+            with Client(self._control, timeout=ANSWER_SECONDS) as client:
+                text: str = client.call("show", {"id": container, "path": path})["text"]
+                return text.encode()
+
+        return await self._ask(show)
+
+    def _daemon_there(self) -> bool:
+        return os.path.exists(self._control)
+
+    async def _ask(self, question: Callable[[], T | None]) -> T | None:
+        if self._clock() < self._not_before or not self._daemon_there():
+            return None
+        try:
+            return await trio.to_thread.run_sync(question, limiter=self._threads)
+        except NoSuchContainer:  # gone since
+            return None
+        except (SysfsdError, OSError) as error:
+            self.unanswered += 1
+            self._not_before = self._clock() + PAUSE_SECONDS
+            suppressed = self._limit.passes("identity")
+            if suppressed is not None:
+                _log.warning(
+                    "no answer from the daemon; callers see their own cgroup",
+                    error=str(error),
+                    suppressed=suppressed,
+                )
+            return None
+
+
+def _pidfd_of_thread(tid: int) -> int:
+    try:
+        return os.pidfd_open(tid, _PIDFD_THREAD)
+    except OSError:
+        # Before Linux 6.9. All threads of a process are in one user namespace (unshare(2)).
+        for line in read_text(f"/proc/{tid}/status").splitlines():
+            if line.startswith("Tgid:"):
+                return os.pidfd_open(int(line.split()[1]))
+        raise

@@ -1,0 +1,182 @@
+"""``sysfsd serve``: a subtree for each container, ``containers/<id>/proc/...``.
+
+Whose view it is, is in the inode. So the kernel may keep the pages of each file, and opening one
+sends no message at all (OPEN is answered with ENOSYS once): as long as attributes have not expired,
+reading a file again does not even wake us.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+import pyfuse3
+
+from sysfsd.errors import NoSuchContainer, NoSuchView
+from sysfsd.filesystem import attributes
+from sysfsd.filesystem.attributes import HOST_ROOT, Owner
+from sysfsd.filesystem.operations import STATIC_TIMEOUT, Operations, child_of
+from sysfsd.filesystem.snapshots import PinnedSnapshots, Snapshot
+from sysfsd.filesystem.tree import (
+    CONTAINERS_INODE,
+    MOUNT_SERIAL,
+    ROOT_INODE,
+    ROOT_NODE,
+    inode_of,
+    parts_of,
+)
+
+if TYPE_CHECKING:
+    from sysfsd.containers.record import ContainerRecord
+    from sysfsd.containers.registry import Registry
+    from sysfsd.facts.collector import FactsCollector
+    from sysfsd.filesystem.rendering import Renderer
+    from sysfsd.filesystem.tree import Node, Tree
+    from sysfsd.log import RateLimit
+
+REFRESH_SECONDS = 0.05
+"""How old a number may be, and how often at most a file is rendered, whatever the load."""
+
+
+class PinnedOperations(Operations):
+    """The file system of the service. To be used behind a relay that puts nodes in handles."""
+
+    def __init__(
+        self,
+        *,
+        tree: Tree,
+        registry: Registry,
+        collector: FactsCollector,
+        renderer: Renderer,
+        limit: RateLimit,
+    ) -> None:
+        super().__init__(limit)
+        self._tree = tree
+        self._registry = registry
+        self._collector = collector
+        self._renderer = renderer
+        self.snapshots = PinnedSnapshots(REFRESH_SECONDS)
+
+    def forget_container(self, record: ContainerRecord) -> None:
+        """Drop what is kept for a container that is gone."""
+        self.snapshots.forget(record.serial)
+
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Find a name in a directory."""
+        if parent_inode == ROOT_INODE:
+            if name != b"containers":
+                raise NoSuchView("only containers is here")
+            return self._attributes(CONTAINERS_INODE)
+        if parent_inode == CONTAINERS_INODE:
+            # Not ESTALE: the name itself is what does not exist.
+            record = self._registry.find(name.decode("ascii", "replace"))
+            if record is None:
+                raise NoSuchView("no such container")
+            return self._attributes(inode_of(record.serial, ROOT_NODE))
+        record, node = self._resolve(parent_inode)
+        return self._attributes(inode_of(record.serial, child_of(node, name)))
+
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        """Answer attributes; for a file this is where it is refreshed."""
+        return self._attributes(inode)
+
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        """Ask the kernel never to ask again (FUSE_NO_OPEN_SUPPORT)."""
+        raise pyfuse3.FUSEError(errno.ENOSYS)
+
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        """The same for directories (FUSE_NO_OPENDIR_SUPPORT)."""
+        raise pyfuse3.FUSEError(errno.ENOSYS)
+
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        """Read; the relay has put the inode where the file handle goes."""
+        record, node = self._resolve(fh)
+        if node.view is None:
+            raise pyfuse3.FUSEError(errno.EISDIR)
+        return self._snapshot(fh, record, node, refresh=False)[0].read(off, size)
+
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """List a directory, again by inode."""
+        entries = self._children(fh)
+        for position, (name, inode) in enumerate(entries[start_id:], start_id + 1):
+            try:
+                entry = self._attributes(inode)
+            except NoSuchContainer:  # gone since the list was made
+                continue
+            if not pyfuse3.readdir_reply(token, name, entry, position):
+                break
+
+    def _children(self, inode: int) -> list[tuple[bytes, int]]:
+        if inode == ROOT_INODE:
+            return [(b"containers", CONTAINERS_INODE)]
+        if inode == CONTAINERS_INODE:
+            return [
+                (record.id.encode(), inode_of(record.serial, ROOT_NODE))
+                for record in self._registry.records()
+            ]
+        record, node = self._resolve(inode)
+        return [(name, inode_of(record.serial, child)) for name, child in node.children.items()]
+
+    def _resolve(self, inode: int) -> tuple[ContainerRecord, Node]:
+        serial, number = parts_of(inode)
+        record = self._registry.by_serial(serial)
+        if record is None:
+            raise NoSuchContainer("the container is gone")
+        node = self._tree.node(number)
+        if node is None:
+            raise NoSuchView("no such node")
+        return record, node
+
+    def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
+        if parts_of(inode).serial == MOUNT_SERIAL:
+            return self._mount_attributes(inode)
+        record, node = self._resolve(inode)
+        owner = Owner(record.uid_base, record.gid_base)
+        if node.view is None:
+            return attributes.directory(
+                inode,
+                mode=0o555,
+                owner=owner,
+                changed_ns=record.registered_ns,
+                # The names of containers come back for others; what is below has the serial.
+                entry_timeout=0 if node.number == ROOT_NODE else STATIC_TIMEOUT,
+                attr_timeout=STATIC_TIMEOUT,
+            )
+        snapshot, lifetime = self._snapshot(inode, record, node, refresh=True)
+        return attributes.file(
+            inode,
+            size=len(snapshot.data),
+            owner=owner,
+            changed_ns=snapshot.changed_ns,
+            entry_timeout=STATIC_TIMEOUT,
+            attr_timeout=lifetime,
+        )
+
+    def _mount_attributes(self, inode: int) -> pyfuse3.EntryAttributes:
+        if inode not in {ROOT_INODE, CONTAINERS_INODE}:
+            raise NoSuchView("no such node")
+        return attributes.directory(
+            inode,
+            # Other users of the host have no business in the containers' numbers.
+            mode=0o755 if inode == ROOT_INODE else 0o700,
+            owner=HOST_ROOT,
+            # The kernel keeps listings of directories until this changes.
+            changed_ns=self._registry.changed_ns,
+            entry_timeout=STATIC_TIMEOUT,
+            attr_timeout=0 if inode == CONTAINERS_INODE else STATIC_TIMEOUT,
+        )
+
+    def _snapshot(
+        self, inode: int, record: ContainerRecord, node: Node, *, refresh: bool
+    ) -> tuple[Snapshot, float]:
+        view = node.view
+        assert view is not None
+
+        def render() -> bytes:
+            return self._renderer.render(view, lambda: self._collector.facts(record), record.id)
+
+        if refresh:
+            return self.snapshots.refresh(inode, render)
+        return self.snapshots.last(inode, render), 0

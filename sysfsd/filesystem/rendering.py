@@ -1,0 +1,63 @@
+"""From a view to bytes; if that fails, the kernel's own file, loudly."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import structlog
+
+from sysfsd.kernel.procfs import read_fd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sysfsd.facts.collector import Facts
+    from sysfsd.log import RateLimit
+    from sysfsd.views import View
+
+MAX_FALLBACK_BYTES = 1 << 20
+
+_log = structlog.get_logger(__name__)
+
+
+class Renderer:
+    """Renders views and counts what came of it."""
+
+    def __init__(self, limit: RateLimit, root: str = "/") -> None:
+        self._limit = limit
+        self._root = root
+        self.rendered = 0
+        self.fallbacks: dict[str, int] = {}
+        """Views that gave the kernel's file instead, and how often."""
+
+    def render(self, view: View, facts: Callable[[], Facts], whose: str) -> bytes:
+        """Return the content of a file; raises ``OSError`` if not even the kernel's is to be had.
+
+        A container is better off with the host's numbers, which it would see without us, than
+        without any: many programs do not start without /proc/meminfo.
+        """
+        try:
+            data = view.render(facts())
+        except Exception as error:  # noqa: BLE001 - a view's bug must not take a container's file
+            self.fallbacks[view.path] = self.fallbacks.get(view.path, 0) + 1
+            suppressed = self._limit.passes(("view", view.path))
+            if suppressed is not None:
+                _log.warning(
+                    "view failed; the kernel's own file is shown",
+                    view=view.path,
+                    container=whose,
+                    error=repr(error),
+                    suppressed=suppressed,
+                )
+            return self.kernels_own(view)
+        self.rendered += 1
+        return data
+
+    def kernels_own(self, view: View) -> bytes:
+        """Return the host's file at a view's path."""
+        fd = os.open(os.path.join(self._root, view.path), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return read_fd(fd, MAX_FALLBACK_BYTES)
+        finally:
+            os.close(fd)

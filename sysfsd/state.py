@@ -1,0 +1,56 @@
+"""The directory ``/run/sysfsd``: one daemon's, and nobody else's."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+from sysfsd.errors import SysfsdError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SEARCHABLE = 0o711
+"""A container's root must get through to its stage, and need not see who else is there."""
+
+
+@contextlib.contextmanager
+def locked(state_dir: str) -> Iterator[None]:
+    """Make the directory ours for as long as we live; raises ``SysfsdError`` if it is another's.
+
+    The lock goes with the process, however it ends, so that a crashed predecessor is no obstacle.
+    """
+    _make(state_dir)
+    fd = os.open(
+        os.path.join(state_dir, "lock"),
+        os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
+        0o600,
+    )
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
+            raise SysfsdError(
+                f"another sysfsd runs with the state directory {state_dir} (pid {pid}); "
+                "stop it, or choose another --state-dir, --mountpoint and --control"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.write(fd, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        os.close(fd)
+
+
+def make_stage(state_dir: str) -> str:
+    """Make the directory under which ``sysfsd-runc`` prepares containers' files."""
+    stage = os.path.join(state_dir, "stage")
+    _make(stage)
+    return stage
+
+
+def _make(directory: str) -> None:
+    os.makedirs(directory, mode=_SEARCHABLE, exist_ok=True)
+    os.chmod(directory, _SEARCHABLE)
