@@ -35,6 +35,9 @@ OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH = 0x04
 MOVE_MOUNT_T_EMPTY_PATH = 0x40
 MOUNT_ATTR_IDMAP = 0x00100000
+_FSPICK_CLOEXEC = 0x01
+_FSPICK_EMPTY_PATH = 0x08
+_FSCONFIG_CMD_RECONFIGURE = 7
 
 # linux/fcntl.h
 AT_FDCWD = -100
@@ -67,9 +70,12 @@ SECBIT_NO_SETUID_FIXUP = 1 << 2
 PROC_SUPER_MAGIC = 0x9FA0
 SYSFS_MAGIC = 0x62656572
 FUSE_SUPER_MAGIC = 0x65735546
+OVERLAYFS_SUPER_MAGIC = 0x794C7630
 
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
+_SYS_FSCONFIG = 431
+_SYS_FSPICK = 433
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
 
@@ -208,6 +214,39 @@ def idmap_mount(tree: int, userns: int, *, recursive: bool) -> None:
         < 0
     ):
         raise _fail("mount_setattr")
+
+
+def reconfigure(root: int) -> None:
+    """Reconfigure the superblock of the mount whose root is ``root``, changing nothing about it.
+
+    fspick(2) and fsconfig(2). What counts is what the kernel does first: it drops every cached
+    name of that superblock that is not in use (reconfigure_super in fs/super.c). Waits for as long
+    as somebody syncs that superblock. Raises ``OSError`` EINVAL where ``root`` is not the root of
+    its mount, EPERM where the superblock is another user namespace's.
+    """
+    context = _syscall(
+        _SYS_FSPICK,
+        ctypes.c_int(root),
+        ctypes.c_char_p(b""),
+        ctypes.c_uint(_FSPICK_EMPTY_PATH | _FSPICK_CLOEXEC),
+    )
+    if context < 0:
+        raise _fail("fspick")
+    try:
+        if (
+            _syscall(
+                _SYS_FSCONFIG,
+                ctypes.c_int(context),
+                ctypes.c_uint(_FSCONFIG_CMD_RECONFIGURE),
+                None,
+                None,
+                ctypes.c_int(0),
+            )
+            < 0
+        ):
+            raise _fail("fsconfig")
+    finally:
+        os.close(context)
 
 
 def openat2(dirfd: int, path: str, flags: int, resolve: int) -> int:
