@@ -11,11 +11,18 @@ again, or written back as it was.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.engine.docker import Docker, DockerFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 IMAGE = "sysfsd-dind:bookworm"
 MEMORY_MIB = 512
@@ -34,7 +41,7 @@ _CHECKS = r"""
 writable() { if [ ! -e "$1" ]; then echo missing; elif (eval "$2") 2>/dev/null
   then echo yes; else echo no; fi; }
 echo panic $(writable /proc/sys/kernel/panic \
-  'read -r old </proc/sys/kernel/panic && echo "$old" >/proc/sys/kernel/panic')
+  'old=$(cat /proc/sys/kernel/panic) && echo "$old" >/proc/sys/kernel/panic')
 echo sysrq $(writable /proc/sysrq-trigger ': >>/proc/sysrq-trigger')
 echo module $(perl -e 'syscall(175, 0, 0, 0); use Errno; print $!{EPERM} ? "no"
   : $!{ENOSYS} ? "missing" : "yes"')
@@ -109,21 +116,27 @@ def compare(docker: Docker) -> Comparison:
     idle = ("--entrypoint", "sleep")
     options, note = privileged_options(docker)
     socket = f"{docker.socket}:/var/run/docker.sock"
-    try:
-        docker("run", "-d", "--name", names["bystander"], *idle, IMAGE, "600")
-        docker("run", "-d", "--name", names["privileged"], *options, *LIMITS, *idle, IMAGE, "600")
-        docker("run", "-d", "--name", names["socket"], "-v", socket, *LIMITS, *idle, IMAGE, "600")
-        docker("run", "-d", "--name", names["system"], "--runtime=sysfsd", *LIMITS, IMAGE)
-        docker.inside(names["system"]).wait_for_engine()
-        checks = _CHECKS.replace("DISK", _host_disk())
-        start = ["docker", "run", "--rm", *options, *idle[:1], "sh", IMAGE, "-c", checks]
-        ways = (
-            _look(docker, "--privileged", names["privileged"], ["sh", "-c", checks], names),
-            _look(docker, "shared docker.sock", names["socket"], start, names),
-            _look(docker, "system container", names["system"], ["sh", "-c", checks], names),
-        )
-    finally:
-        docker.attempt("rm", "--force", "--volumes", *names.values())
+    with _host_disk() as disk:
+        checks = _CHECKS.replace("DISK", disk)
+        try:
+            docker("run", "-d", "--name", names["bystander"], *idle, IMAGE, "600")
+            docker(
+                "run", "-d", "--name", names["privileged"], *options, *LIMITS, *idle, IMAGE, "600"
+            )
+            docker(
+                "run", "-d", "--name", names["socket"], "-v", socket, *LIMITS, *idle, IMAGE, "600"
+            )
+            docker("run", "-d", "--name", names["system"], "--runtime=sysfsd", *LIMITS, IMAGE)
+            docker.inside(names["system"]).wait_for_engine()
+            start = ["docker", "run", "--rm", *options, "--entrypoint", "sh", IMAGE, "-c", checks]
+            here = ["sh", "-c", checks]
+            ways = (
+                _look(docker, "--privileged", names["privileged"], here, names),
+                _look(docker, "shared docker.sock", names["socket"], start, names),
+                _look(docker, "system container", names["system"], here, names),
+            )
+        finally:
+            docker.attempt("rm", "--force", "--volumes", *names.values())
     notes = [f"Each has the limits {' '.join(LIMITS)}."]
     if note:
         notes.append(f"{note}.")
@@ -161,13 +174,23 @@ def _uid(pid: int) -> int:
     raise AssertionError(f"/proc/{pid}/status has no Uid")
 
 
-def _host_disk() -> str:
-    """Device number of a disk of the host, as mknod(1) takes it."""
-    for line in Path("/proc/partitions").read_text().splitlines():
-        words = line.split()
-        if len(words) == 4 and words[0].isdigit() and not words[3].startswith(("ram", "loop")):
-            return f"{words[0]} {words[1]}"
-    raise AssertionError("/proc/partitions names no disk")
+@contextmanager
+def _host_disk() -> Iterator[str]:
+    """Make a block device of the host for a while and yield its number, as mknod(1) takes it.
+
+    A loop device: as good a disk of the host as any, and one with nothing on it.
+    """
+    with tempfile.NamedTemporaryFile(prefix="sysfsd-disk-", dir="/var/tmp") as file:
+        file.truncate(1 << 20)
+        made = subprocess.run(
+            ["losetup", "--find", "--show", file.name], capture_output=True, text=True, check=True
+        )
+        device = made.stdout.strip()
+        try:
+            number = os.stat(device).st_rdev
+            yield f"{os.major(number)} {os.minor(number)}"
+        finally:
+            subprocess.run(["losetup", "--detach", device], check=True)
 
 
 def table(comparison: Comparison) -> str:
@@ -184,7 +207,7 @@ def table(comparison: Comparison) -> str:
         ("panic", "writes the host's /proc/sys/kernel/panic"),
         ("sysrq", "writes the host's /proc/sysrq-trigger"),
         ("module", "loads modules into the host's kernel"),
-        ("disk", "reads the host's disk"),
+        ("disk", "reads a disk of the host"),
     ):
         rows.append((title, [_reach(way.reaches[check]) for way in comparison.ways]))
     rows += [

@@ -72,12 +72,26 @@ class Daemon:
 
 @dataclass(frozen=True)
 class Throwaway:
-    """The engine, the daemon, and the directory that holds all of theirs."""
+    """The engine, the daemon, and the directory that holds all of theirs.
+
+    The engine knows the runtimes ``sysfsd``, ``sysfsd-crun`` (crun below instead of runc) and
+    ``sysfsd-other``, whose daemon is whoever serves at ``other``: nobody, at first.
+    """
 
     docker: Docker
     daemon: Daemon
+    other: Path
     directory: Path
     cgroup: str
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment in which commands find both."""
+        return {
+            "DOCKER_HOST": f"unix://{self.docker.socket}",
+            "SYSFSD_CONTROL": self.daemon.control,
+            "SYSFSD_BIN": str(Path(sys.executable).parent),
+            "PATH": _PATH,
+        }
 
 
 def installed(name: str) -> str:
@@ -90,28 +104,30 @@ def installed(name: str) -> str:
 
 @contextmanager
 def subordinate_ids(user: str, *, containers: int) -> Iterator[None]:
-    """Give ``user`` ids for so many containers in /etc/subuid and /etc/subgid, for a while.
-
-    Nothing is changed for a user that has some.
-    """
-    added: list[tuple[Path, str]] = []
+    """Give ``user`` ids for so many containers in /etc/subuid and /etc/subgid, for a while."""
+    files = [Path("/etc/subuid"), Path("/etc/subgid")]
+    taken = [
+        int(start) + int(count)
+        for path in files
+        if path.exists()
+        for _, start, count in (line.split(":") for line in path.read_text().splitlines())
+    ]
+    # Above everybody else's, and above what useradd(8) gives by default.
+    line = f"{user}:{max([*taken, 1 << 30])}:{containers * IDS}"
     try:
-        for path in (Path("/etc/subuid"), Path("/etc/subgid")):
-            lines = path.read_text().splitlines() if path.exists() else []
-            if any(line.startswith(f"{user}:") for line in lines):
-                continue
-            entries = [line.split(":") for line in lines if line.count(":") == 2]
-            # Above everybody else's, and above what useradd(8) gives by default.
-            start = max([int(entry[1]) + int(entry[2]) for entry in entries] + [1 << 30])
-            line = f"{user}:{start}:{containers * IDS}"
+        for path in files:
             with path.open("a") as file:
                 file.write(line + "\n")
-            added.append((path, line))
         yield
     finally:
-        for path, line in added:
+        for path in files:
             kept = [other for other in path.read_text().splitlines() if other != line]
             path.write_text("".join(other + "\n" for other in kept))
+
+
+def control_socket(directory: Path) -> str:
+    """Return the control socket of the daemon that ``serving`` runs in a directory."""
+    return str(directory / "run" / "control.sock")
 
 
 @contextmanager
@@ -121,7 +137,7 @@ def serving(directory: Path, *, config: str = "") -> Iterator[Daemon]:
     mountpoint = directory / "mount"
     state.mkdir(parents=True, mode=0o711)
     mountpoint.mkdir()
-    control = str(state / "control.sock")
+    control = control_socket(directory)
     configuration = directory / "sysfsd.toml"
     options = ["--mountpoint", str(mountpoint), "--control", control, "--state-dir", str(state)]
     options += ["--config", str(configuration)]
@@ -156,24 +172,38 @@ def _answers(process: subprocess.Popen[bytes], control: str, log: Path) -> bool:
 
 
 @contextmanager
-def throwaway(*, containers: int = 64, config: str = "") -> Iterator[Throwaway]:
+def throwaway(*, containers: int = 64) -> Iterator[Throwaway]:
     """Run an engine that knows the runtime ``sysfsd``, and the daemon behind it."""
     # Not in /tmp: overlay2 needs a disk that takes its upper layers, which an overlay does not.
     directory = Path(tempfile.mkdtemp(prefix="sysfsd-throwaway-", dir="/var/lib"))
     directory.chmod(0o711)
-    cgroup = directory.name
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, directory)
-        stack.callback(_remove_cgroups, cgroup)
+        stack.callback(_remove_cgroups, directory.name)
         stack.callback(_unmount_below, directory)
-        stack.enter_context(subordinate_ids("sysfsd", containers=containers))
+        # A user of their own in /etc/subuid: an installed sysfsd's containers may have that one's.
+        stack.enter_context(subordinate_ids(directory.name, containers=containers))
+        config = f'subid-user = "{directory.name}"\n'
         daemon = stack.enter_context(serving(directory / "sysfsd", config=config))
-        runtime = [installed("sysfsd-runc"), "--control", daemon.control]
-        runtime += ["--config", str(daemon.config)]
+        crun = directory / "crun.toml"
+        crun.write_text(config + 'runtime = "crun"\n')
+        other = directory / "other"
+        runtimes = {
+            "sysfsd": [daemon.control, str(daemon.config)],
+            "sysfsd-crun": [daemon.control, str(crun)],
+            "sysfsd-other": [control_socket(other), str(daemon.config)],
+        }
         docker = stack.enter_context(
-            engine(directory / "engine", cgroup=cgroup, runtimes={"sysfsd": runtime})
+            engine(
+                directory / "engine",
+                cgroup=directory.name,
+                runtimes={
+                    name: [installed("sysfsd-runc"), "--control", control, "--config", file]
+                    for name, (control, file) in runtimes.items()
+                },
+            )
         )
-        yield Throwaway(docker, daemon, directory, cgroup)
+        yield Throwaway(docker, daemon, other, directory, directory.name)
 
 
 @contextmanager
@@ -305,13 +335,7 @@ def main(command: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     with throwaway() as own:
-        environment = {
-            "DOCKER_HOST": f"unix://{own.docker.socket}",
-            "SYSFSD_CONTROL": own.daemon.control,
-            "SYSFSD_BIN": str(Path(sys.executable).parent),
-            "PATH": _PATH,
-        }
-        process = subprocess.Popen(command, env=os.environ | environment)
+        process = subprocess.Popen(command, env=os.environ | own.environment())
         try:
             return process.wait()
         finally:

@@ -1,0 +1,125 @@
+"""An unmodified engine in a system container: Debian 12's, and sid's."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from tests.engine.docker import wait_until
+
+if TYPE_CHECKING:
+    from tests.engine.docker import Docker
+
+
+def info(engine: Docker) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(engine("info", "--format", "{{json .}}"))
+    return values
+
+
+def test_its_memory_and_cpus_are_the_containers(docker: Docker, sandbox: str) -> None:
+    inner = docker.inside(sandbox)
+    values = info(inner)
+    assert values["MemTotal"] == 1 << 30
+    assert values["NCPU"] == 1
+    assert "Total Memory: 1GiB" in inner("info")
+    assert "CPUs: 1" in inner("info")
+
+
+def test_it_uses_overlay2_on_a_disk(docker: Docker, sandbox: str) -> None:
+    values = info(docker.inside(sandbox))
+    assert values["Driver"] == "overlay2"
+    assert ["Backing Filesystem", "overlayfs"] not in values["DriverStatus"]
+    assert docker.shell(sandbox, "stat -f -c %T /var/lib/docker") != "overlayfs"
+
+
+def test_it_is_no_rootless_engine(docker: Docker, sandbox: str) -> None:
+    # That would be another thing: no overlay2, slirp for a network.
+    assert not any(
+        "rootless" in option for option in info(docker.inside(sandbox))["SecurityOptions"]
+    )
+
+
+def test_a_container_of_its_own(docker: Docker, sandbox: str) -> None:
+    inner = docker.inside(sandbox)
+    assert inner("run", "--rm", "busybox", "echo", "hello") == "hello"
+
+
+def test_bridge_network_with_iptables(docker: Docker, sandbox: str) -> None:
+    inner = docker.inside(sandbox)
+    script = "echo greetings >index.html; exec httpd -f"
+    inner("run", "-d", "--name", "web", "-p", "8080:80", "busybox", "sh", "-c", script)
+    try:
+        address = inner(
+            "inspect", "--format", "{{.NetworkSettings.Networks.bridge.IPAddress}}", "web"
+        )
+        # Its published port and its address are reached from the system container…
+        for url in ("http://127.0.0.1:8080/", f"http://{address}/"):
+            wait_until(
+                lambda url=url: (
+                    docker.attempt(  # type: ignore[misc]
+                        "exec", sandbox, "busybox", "wget", "-qO-", url
+                    ).stdout
+                    == b"greetings\n"
+                ),
+                f"an answer of {url}",
+                deadline=20,
+            )
+        # …and from a sibling, over the bridge.
+        assert inner("run", "--rm", "busybox", "wget", "-qO-", f"http://{address}/") == "greetings"
+        rules = docker.shell(sandbox, "iptables-save -t nat")
+        assert "-A DOCKER" in rules
+        assert f"--to-destination {address}:80" in rules
+    finally:
+        inner("rm", "--force", "web")
+
+
+def test_inner_names_on_a_network_of_its_own(docker: Docker, sandbox: str) -> None:
+    inner = docker.inside(sandbox)
+    inner("network", "create", "backend")
+    try:
+        inner("run", "-d", "--name", "db", "--network", "backend", "busybox", "sleep", "1000")
+        inner("run", "--rm", "--network", "backend", "busybox", "ping", "-c", "1", "db")
+    finally:
+        inner("rm", "--force", "db")
+        inner("network", "rm", "backend")
+
+
+def test_inner_limits(docker: Docker, sandbox: str) -> None:
+    inner = docker.inside(sandbox)
+    limit = inner(
+        *("run", "--rm", "--memory", "64m", "busybox", "sh", "-c"),
+        "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null",
+    )
+    assert limit == str(64 << 20)
+
+
+def test_inner_build(docker: Docker, sandbox: str) -> None:
+    inner = docker.inside(sandbox)
+    inner("run", "--name", "made", "busybox", "sh", "-c", "echo made >/made; chown 12:34 /made")
+    try:
+        inner("commit", "made", "made-image")
+        assert inner("run", "--rm", "made-image", "stat", "-c", "%u:%g", "/made") == "12:34"
+    finally:
+        inner("rm", "made")
+        inner.attempt("rmi", "made-image")
+
+
+def test_inner_exec_and_logs(docker: Docker, sandbox: str) -> None:
+    inner = docker.inside(sandbox)
+    inner("run", "-d", "--name", "talker", "busybox", "sh", "-c", "echo started; exec sleep 1000")
+    try:
+        assert inner("exec", "talker", "id", "-u") == "0"
+        wait_until(lambda: inner("logs", "talker") == "started", "the log of the inner container")
+    finally:
+        inner("rm", "--force", "talker")
+
+
+def test_inner_privileged_is_root_of_the_system_container_only(
+    docker: Docker, sandbox: str
+) -> None:
+    inner = docker.inside(sandbox)
+    mapped = docker.shell(sandbox, "cat /proc/self/uid_map")
+    script = "cat /proc/self/uid_map; echo 0 2>/dev/null >/proc/sys/kernel/panic || echo refused"
+    output = inner("run", "--rm", "--privileged", "busybox", "sh", "-c", script)
+    assert output.splitlines()[0].split() == mapped.split()
+    assert output.endswith("refused")
