@@ -67,6 +67,10 @@ class Reservations:
         """How many ranges are taken."""
         return len(self._reservations)
 
+    def __contains__(self, container: str) -> bool:
+        """Whether a range is this container's."""
+        return container in self._by_id
+
     def reserve(self, container: str, create: int) -> IdRange:
         """Return a range for the container that the process behind ``create`` makes.
 

@@ -92,7 +92,10 @@ class Methods:
         container = check_id(parameters.get("id"))
         if len(fds) != 2:
             raise InvalidRequest("watch_root needs two descriptors: the engine's and our overlay")
-        self._coherence.watch(container, os.dup(fds[0]), os.dup(fds[1]))
+        # What isn't reserved is never freed, either.
+        if container not in self._reservations:
+            raise InvalidRequest(f"watch_root comes after reserve: no range is {container}'s")
+        self._coherence.watch(container, *fds)
         return {}
 
     async def register(self, parameters: Message, fds: Sequence[int]) -> Message:

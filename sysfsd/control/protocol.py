@@ -6,9 +6,13 @@ A stream socket carries one JSON object a line, UTF-8, ``LINE_LIMIT`` bytes at m
     {"result": {"directory": "containers/web", "views": [...]}}
     {"error": {"code": "exists", "message": "..."}}
 
-Methods: ``hello``, ``reserve``, ``register``, ``release``, ``list``, ``show``, ``resolve``,
-``stats``. Processes are always named by a pidfd, never by a number: a number can be somebody else's
-by the time it is read. The peer must be uid 0 (SO_PEERCRED).
+Methods: ``hello``, ``reserve``, ``watch_root``, ``register``, ``release``, ``list``, ``show``,
+``resolve``, ``stats``. Processes are always named by a pidfd, never by a number: a number can be
+somebody else's by the time it is read. The peer must be uid 0 (SO_PEERCRED).
+
+``watch_root`` comes between ``reserve`` and ``register``, with the root directories of two overlays
+over one upper layer, the engine's and the container's, both as O_PATH descriptors. The daemon keeps
+them in step for as long as the range of ids is that container's.
 
 On the hook's path: standard library only.
 """
