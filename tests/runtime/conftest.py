@@ -115,23 +115,25 @@ def new_bundle(directory: Path) -> Iterator[Callable[..., Bundle]]:
 
 
 @pytest.fixture
-def container(runtime: Runtime) -> Iterator[Callable[[Bundle], str]]:
+def container(runtime: Runtime, directory: Path) -> Iterator[Callable[[Bundle], str]]:
     """Start containers in the background and return their ids."""
     started: list[str] = []
 
     def start(bundle: Bundle) -> str:
         name = bundle.path.name
         started.append(name)
-        # Detached, or its output would be waited for.
-        done = subprocess.run(
-            runtime.command("run", "--detach", "--bundle", str(bundle.path), name),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            timeout=30,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr.decode()
+        # To a file: the container keeps the runtime's stderr, and a pipe would never end.
+        errors = directory / f"{name}.stderr"
+        with errors.open("wb") as file:
+            done = subprocess.run(
+                runtime.command("run", "--detach", "--bundle", str(bundle.path), name),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                timeout=30,
+                check=False,
+            )
+        assert done.returncode == 0, errors.read_text()
         return name
 
     yield start
