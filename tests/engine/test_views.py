@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.engine.docker import wait_until
+from tests.engine.docker import DockerFailed, wait_until
 
 if TYPE_CHECKING:
     from tests.engine.conftest import Start
@@ -74,17 +75,15 @@ def test_no_limit_is_the_hosts_size(docker: Docker, start: Start) -> None:
 
 
 def test_uptime_is_the_containers(docker: Docker, start: Start) -> None:
+    before = monotonic()
     name = start(image=DIND, command=("sleep", "1000"))
 
     def uptime() -> float:
         return float(docker.exec(name, "cat", "/proc/uptime").split()[0])
 
-    # Its first process cannot be younger than itself, and the host has been up for longer.
+    # It began while the engine started it, and the machine long before.
     first = uptime()
-    age = float(docker.shell(name, "ps -o etimes= -p 1"))
-    assert abs(first - age) < 30
-    with open("/proc/uptime", encoding="ascii") as file:
-        assert first < float(file.read().split()[0])
+    assert first <= monotonic() - before
     wait_until(lambda: uptime() > first, "time goes on")
     assert "up 0 min" in docker.exec(name, "uptime")
 
@@ -112,7 +111,12 @@ def test_a_changed_limit_shows_at_once(docker: Docker, start: Start) -> None:
 
 @pytest.mark.parametrize("runtime", ["sysfsd", "sysfsd-crun"])
 def test_every_view_is_attached(docker: Docker, start: Start, runtime: str) -> None:
-    name = start("--memory", "100m", image=DIND, command=("sleep", "1000"), runtime=runtime)
+    try:
+        name = start("--memory", "100m", image=DIND, command=("sleep", "1000"), runtime=runtime)
+    except DockerFailed as error:
+        if "hybrid mode not supported" in error.output:
+            pytest.skip("crun refuses this host's mixture of cgroup v1 and v2")
+        raise
     mounted = {
         line.split()[1]
         for line in docker.exec(name, "cat", "/proc/self/mounts").splitlines()
