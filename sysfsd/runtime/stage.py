@@ -101,6 +101,9 @@ class Stage:
             if directory is not None:
                 os.fchmod(directory, stat.S_IMODE(os.fstat(directory).st_mode))
                 os.close(directory)
+        # The engine has looked around in there before us. What it knows is the lower layers', and
+        # its copying up would put a directory of its own in the place of ours.
+        syscalls.reconfigure(self.overlays[0])
 
     def binds(self, bundle: str, entries: list[Spec]) -> None:
         """Put the sources of bind mounts on the stage and change the entries to their new paths.
