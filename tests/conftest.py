@@ -3,5 +3,11 @@
 from __future__ import annotations
 
 from tests.support.skips import pytest_make_collect_report, pytest_runtest_makereport
+from tests.support.tidy import _tidy, expected_log
 
-__all__ = ["pytest_make_collect_report", "pytest_runtest_makereport"]
+__all__ = [
+    "_tidy",
+    "expected_log",
+    "pytest_make_collect_report",
+    "pytest_runtest_makereport",
+]

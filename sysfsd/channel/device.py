@@ -66,14 +66,14 @@ def prepare_mountpoint(mountpoint: str) -> None:
     """
     while True:
         try:
-            os.makedirs(mountpoint, mode=0o755, exist_ok=True)
             os.stat(mountpoint)
+            break
+        except FileNotFoundError:
+            os.makedirs(mountpoint, mode=0o755)
         except OSError as error:
             if error.errno != errno.ENOTCONN:
                 raise
             syscalls.umount(mountpoint, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
-        else:
-            break
     there = mounts.mount_at(mounts.read_mounts(), os.path.realpath(mountpoint))
     if there is not None and there.fstype == FSTYPE:
         raise SysfsdError(

@@ -1,0 +1,145 @@
+"""Real containers for tests: a sleeping process in namespaces and cgroups of its own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sysfsd.kernel.cgroups import CgroupTree, read_cgroup_paths
+from tests.support.wait import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+UID_BASE = 1_500_000_000
+_SOURCES = Path(__file__).parent.parent.parent
+_numbers = itertools.count()
+
+# Runs as the outer process; prints the pid of the container's init as soon as it exists.
+_LAUNCHER = """
+import os, signal, sys
+from sysfsd.kernel import syscalls
+kinds = int(sys.argv[1])
+syscalls.unshare(kinds)
+child = os.fork()
+if child == 0:
+    assert sys.stdin.readline()
+    if kinds & syscalls.CLONE_NEWUSER:
+        os.setgroups([])
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+    else:
+        syscalls.mount("none", "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE, None)
+    syscalls.prctl(1, signal.SIGKILL)
+    syscalls.mount("proc", "/proc", "proc", 0, None)
+    print("ready", flush=True)
+    os.execvp("sleep", ["sleep", "infinity"])
+print(child, flush=True)
+os.waitpid(child, 0)
+"""
+
+
+@dataclass(frozen=True)
+class Container:
+    """A container whose init is ``pid``."""
+
+    pid: int
+    launcher: subprocess.Popen[str]
+
+    def run(self, *command: str, user: bool = True) -> str:
+        """Run a command inside and return what it prints."""
+        namespaces = ["--mount", "--pid", *(["--user"] if user else [])]
+        done = subprocess.run(
+            ["nsenter", "--target", str(self.pid), *namespaces, "--", *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def kill(self) -> None:
+        """SIGKILL its init."""
+        os.kill(self.pid, 9)
+
+
+@contextmanager
+def container(
+    *, memory: int | None = None, cpus: float | None = None, user_namespace: bool = True
+) -> Iterator[Container]:
+    """Run a container; ``memory`` in bytes, ``cpus`` as Docker's ``--cpus``."""
+    from sysfsd.kernel import syscalls
+
+    kinds = syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNS
+    if user_namespace:
+        kinds |= syscalls.CLONE_NEWUSER
+    with ExitStack() as stack:
+        cgroups = stack.enter_context(_cgroups(memory, cpus)) if memory or cpus else []
+        launcher = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-c", _LAUNCHER, str(kinds)],
+                cwd=_SOURCES,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+        stack.callback(launcher.kill)
+        assert launcher.stdin is not None
+        assert launcher.stdout is not None
+        pid = int(launcher.stdout.readline())
+        stack.callback(_kill, pid)
+        for cgroup in cgroups:
+            (cgroup / "cgroup.procs").write_text(str(pid))
+        if user_namespace:
+            for name in ("uid_map", "gid_map"):
+                Path(f"/proc/{pid}/{name}").write_text(f"0 {UID_BASE} 65536\n")
+        launcher.stdin.write("go\n")
+        launcher.stdin.flush()
+        assert launcher.stdout.readline() == "ready\n"
+        yield Container(pid, launcher)
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, 9)
+
+
+@contextmanager
+def _cgroups(memory: int | None, cpus: float | None) -> Iterator[list[Path]]:
+    """Make cgroups with limits, v1 or v2, as many as that takes."""
+    name = f"sysfsd-test-{os.getpid()}-{next(_numbers)}"
+    values = {}
+    if memory is not None:
+        values["memory"] = {"memory.limit_in_bytes": f"{memory}", "memory.max": f"{memory}"}
+    if cpus is not None:
+        quota = int(cpus * 100000)
+        values["cpu"] = {"cpu.cfs_quota_us": f"{quota}", "cpu.max": f"{quota} 100000"}
+    made: list[Path] = []
+    tree, own = CgroupTree.of_host(), read_cgroup_paths(os.getpid())
+    try:
+        for controller, files in values.items():
+            cgroup = tree.controller(own, controller)
+            if cgroup is None:
+                pytest.skip(f"no {controller} controller on this host")
+            path = Path(cgroup.mountpoint, name)
+            if path not in made:
+                path.mkdir()
+                made.append(path)
+            for file, value in files.items():
+                if (path / file).exists():
+                    (path / file).write_text(value)
+        yield made
+    finally:
+        for path in made:
+            until(lambda path=path: not (path / "cgroup.procs").read_text(), "an empty cgroup")  # type: ignore[misc]
+            path.rmdir()
