@@ -270,14 +270,17 @@ class Coherence:
             if pair.gone:
                 return
             pair.busy = True
-            # Not ``finally``: a thread that is left behind goes on using the descriptors.
-            failure = await trio.to_thread.run_sync(
-                self._reconfigure_all, roots, abandon_on_cancel=True, limiter=self._limiter
-            )
-            pair.busy = False
-            if pair.gone:
-                pair.close()
-                return
+            try:
+                # Not abandoned, not even at the end: a descriptor must not be closed under it.
+                failure = await trio.to_thread.run_sync(
+                    self._reconfigure_all, roots, limiter=self._limiter
+                )
+            finally:
+                pair.busy = False
+                if pair.gone:
+                    pair.close()
+        if pair.gone:
+            return
         if failure is None:
             self._counters.refreshes += len(roots)
             return

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import threading
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +22,15 @@ from sysfsd.coherence import Coherence
 from sysfsd.errors import InvalidRequest
 from sysfsd.kernel import syscalls
 from sysfsd.log import RateLimit
+from tests.engine.throwaway import subordinate_ids
+from tests.support import wait
+from tests.support.daemon import serving
 from tests.support.overlays import Overlays, make_overlays
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+
+    from tests.support.daemon import Serving
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts overlays")
 
@@ -363,3 +369,68 @@ class TestWhatGoesWrong:
             assert coherence.stats()["watched"] == 0
         os.close(directory)
         os.close(file)
+
+
+@contextmanager
+def process() -> Iterator[int]:
+    """A pidfd of a process that is killed at the end: a runtime's `create`, or an init."""
+    with subprocess.Popen(["sleep", "infinity"]) as running:
+        pidfd = os.pidfd_open(running.pid)
+        try:
+            yield pidfd
+        finally:
+            os.close(pidfd)
+            running.kill()
+
+
+class TestTheDaemon:
+    @pytest.fixture
+    def daemon(self, tmp_path: Path) -> Iterator[Serving]:
+        name = f"sysfsd-coherence-{os.getpid()}"
+        directory = tmp_path / "daemon"
+        directory.mkdir()
+        (directory / "config.toml").write_text(f'subid-user = "{name}"\n')
+        with (
+            subordinate_ids(name, containers=3),
+            serving(directory, "--config", str(directory / "config.toml")) as running,
+        ):
+            yield running
+
+    def test_for_as_long_as_the_container_lives(self, daemon: Serving, overlays: Overlays) -> None:
+        with process() as init:
+            with process() as create:
+                daemon.call("reserve", create, id="web")
+                daemon.call("watch_root", overlays.engine_root, overlays.container_root, id="web")
+                daemon.call("register", init, id="web")
+            for name in ("x", "y"):
+                assert not (overlays.container / "tmp" / name).exists()
+                (overlays.engine / "tmp" / name).write_text("copied in")
+                wait.until((overlays.container / "tmp" / name).exists, "the copied file")
+            overlays.close()
+            assert overlays.upper_is_in_use()
+            assert daemon.call("stats")["coherence"]["watched"] == 1
+        wait.until(lambda: not overlays.upper_is_in_use(), "the superblocks to go")
+        assert daemon.call("stats")["coherence"]["watched"] == 0
+
+    def test_a_container_that_never_came_to_be(self, daemon: Serving, overlays: Overlays) -> None:
+        with process() as create:
+            daemon.call("reserve", create, id="web")
+            daemon.call("watch_root", overlays.engine_root, overlays.container_root, id="web")
+            overlays.close()
+            assert overlays.upper_is_in_use()
+        wait.until(lambda: not overlays.upper_is_in_use(), "the superblocks to go")
+
+    def test_requests_that_make_no_sense(self, daemon: Serving, overlays: Overlays) -> None:
+        roots = [overlays.engine_root, overlays.container_root]
+        with process() as create:
+            with pytest.raises(InvalidRequest, match="after reserve"):
+                daemon.call("watch_root", *roots, id="web")
+            daemon.call("reserve", create, id="web")
+            for fds in ([], roots[:1], [*roots, create]):
+                with pytest.raises(InvalidRequest, match="two descriptors"):
+                    daemon.call("watch_root", *fds, id="web")
+            with pytest.raises(InvalidRequest, match="two overlays"):
+                daemon.call("watch_root", roots[0], create, id="web")
+            with pytest.raises(InvalidRequest):
+                daemon.call("watch_root", *roots, id="../web")
+            assert daemon.call("stats")["coherence"]["watched"] == 0
