@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -85,13 +86,21 @@ def _pidfd() -> Check:
 
 def _resend() -> Check:
     release = os.uname().release
-    major, minor, *_ = [int(part) for part in release.split("-")[0].split(".")] + [0, 0]
     return Check(
         "FUSE resend",
-        (major, minor) >= (6, 9),
+        kernel_version(release) >= (6, 9),
         f"Linux {release}",
         "use Linux 6.9 or later, or containers see errors while the daemon restarts",
     )
+
+
+def kernel_version(release: str) -> tuple[int, int]:
+    """Major and minor number of a kernel's release; (0, 0) when it doesn't begin with them.
+
+    What comes after them is whatever its packagers like: ``6.12.117+deb13-cloud-amd64``.
+    """
+    found = re.match(r"(\d+)\.(\d+)", release)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def _subids(path: str, user: str) -> Check:

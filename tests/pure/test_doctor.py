@@ -1,0 +1,23 @@
+"""The parts of ``sysfsd doctor`` that need no host."""
+
+from __future__ import annotations
+
+import pytest
+
+from sysfsd.doctor import kernel_version
+
+
+@pytest.mark.parametrize(
+    ("release", "version"),
+    [
+        ("6.12.117+deb13-cloud-amd64", (6, 12)),
+        ("6.1.0-37-amd64", (6, 1)),
+        ("6.9-rc1", (6, 9)),
+        ("6.8.0-60-generic", (6, 8)),
+        ("5.15.167.4-microsoft-standard-WSL2", (5, 15)),
+        ("10.0", (10, 0)),
+        ("next-20261124", (0, 0)),
+    ],
+)
+def test_kernel_version(release: str, version: tuple[int, int]) -> None:
+    assert kernel_version(release) == version
