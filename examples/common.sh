@@ -19,8 +19,8 @@ say() {
 	printf '\n%s# %s%s\n' "$bold" "$*" "$plain"
 }
 
-# Show a command and run it.
-run() {
+# Show a command.
+show() {
 	shown=
 	for word in "$@"; do
 		case $word in
@@ -29,7 +29,18 @@ run() {
 		esac
 	done
 	printf '%s$%s%s\n' "$bold" "$shown" "$plain"
+}
+
+# Show a command and run it.
+run() {
+	show "$@"
 	"$@"
+}
+
+# The same for one whose output says nothing: the id of what it made.
+run_quietly() {
+	show "$@"
+	"$@" >/dev/null
 }
 
 # Wait until a command succeeds: SECONDS COMMAND…
@@ -46,6 +57,7 @@ wait_for() {
 	done
 }
 
+# Load these images into the engine, unless they are there.
 load_images() {
 	sh "$here/../tests/images/load.sh" "$@" >/dev/null
 }

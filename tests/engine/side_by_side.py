@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,11 +138,12 @@ def compare(docker: Docker) -> Comparison:
             )
         finally:
             docker.attempt("rm", "--force", "--volumes", *names.values())
-    notes = [f"Each has the limits {' '.join(LIMITS)}."]
+    notes = [f"In capitals: where the host is open. Each has the limits {' '.join(LIMITS)}."]
     if note:
         notes.append(f"{note}.")
     notes.append(
-        "Shared docker.sock: what a container reaches that the one with the socket has started."
+        "Shared docker.sock: the middle rows show what a container reaches that the one with the "
+        "socket starts; nobody can keep it from starting one."
     )
     return Comparison(ways, tuple(notes))
 
@@ -225,7 +227,8 @@ def table(comparison: Comparison) -> str:
         for title, cells in rows
     ]
     lines.insert(1, "-" * (first + 3 * (width + 2)))
-    return "\n".join([line.rstrip() for line in lines] + ["", *comparison.notes])
+    notes = [textwrap.fill(note, first + 3 * (width + 2)) for note in comparison.notes]
+    return "\n".join([line.rstrip() for line in lines] + ["", *notes])
 
 
 def _user(way: Way) -> str:

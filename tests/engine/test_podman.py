@@ -1,0 +1,92 @@
+"""Podman gives a container its views by the hook alone: ``examples/hooks.d``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.engine.conftest import IMAGES
+from tests.engine.throwaway import installed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.engine.throwaway import Throwaway
+
+    Podman = Callable[..., str]
+
+EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "hooks.d" / "sysfsd.json"
+
+
+@pytest.fixture(scope="module")
+def podman(own: Throwaway) -> Iterator[Podman]:
+    """Run podman with everything of its in a directory of its own; returns its stdout."""
+    directory = own.directory / "podman"
+    hooks = directory / "hooks.d"
+    hooks.mkdir(parents=True)
+    hook = json.loads(EXAMPLE.read_text())
+    hook["hook"]["path"] = installed("sysfsd-hook")
+    hook["hook"]["args"] += ["--control", own.daemon.control]
+    (hooks / "sysfsd.json").write_text(json.dumps(hook))
+    options = ["--root", str(directory / "root"), "--runroot", str(directory / "run")]
+    options += ["--tmpdir", str(directory / "tmp"), "--hooks-dir", str(hooks)]
+    options += ["--cgroup-manager", "cgroupfs", "--events-backend", "file", "--runtime", "runc"]
+
+    def run(*arguments: str) -> str:
+        done = subprocess.run(
+            ["podman", *options, *arguments], capture_output=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, (done.stdout + done.stderr).decode()
+        return done.stdout.decode().strip()
+
+    where = subprocess.run(
+        ["sh", str(IMAGES / "build.sh"), "--where"], capture_output=True, text=True, check=True
+    )
+    run("import", f"{where.stdout.strip()}/busybox.tar", "busybox")
+    yield run
+    run("rm", "--all", "--force", "--time", "0")
+    # It keeps its storage mounted, to have it private.
+    subprocess.run(["umount", str(directory / "root" / "overlay")], check=False)
+    shutil.rmtree(directory)
+
+
+def in_a_container(own: Throwaway, podman: Podman, *options: str, command: str) -> list[str]:
+    # No network, because Podman would set one up on the host; limits that need no privilege.
+    fixed = ["--network", "none", "--cgroup-parent", f"/{own.cgroup}/podman"]
+    fixed += ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
+    return podman("run", "--rm", *fixed, *options, "busybox", "sh", "-c", command).splitlines()
+
+
+READ = """
+awk '/^MemTotal/ { print $2 }' /proc/meminfo
+cut -d. -f1 /proc/uptime
+grep -c fuse /proc/mounts
+"""
+
+
+def test_the_hook_gives_the_views(own: Throwaway, podman: Podman) -> None:
+    total, uptime, mounts = in_a_container(own, podman, "--memory", "64m", command=READ)
+    assert int(total) == 64 << 10
+    assert int(uptime) < float(Path("/proc/uptime").read_text().split()[0])
+    assert int(mounts) > 5
+
+
+def test_with_a_user_namespace_of_podmans(own: Throwaway, podman: Podman) -> None:
+    options = [
+        "--memory",
+        "64m",
+        "--uidmap",
+        "0:2000000000:65536",
+        "--gidmap",
+        "0:2000000000:65536",
+    ]
+    script = f"{READ}stat -c %u:%g /proc/meminfo"
+    total, _, mounts, owner = in_a_container(own, podman, *options, command=script)
+    assert int(total) == 64 << 10
+    assert int(mounts) > 5
+    assert owner == "0:0"
