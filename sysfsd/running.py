@@ -11,7 +11,7 @@ from sysfsd.containers.record import check_id
 from sysfsd.errors import InvalidRequest, NoSuchContainer, Refused
 from sysfsd.kernel import namespaces
 from sysfsd.kernel.cgroups import read_cgroup_paths
-from sysfsd.kernel.procfs import init_of_pid_namespace
+from sysfsd.kernel.procfs import init_of_pid_namespace, pid_namespace
 
 if TYPE_CHECKING:
     from sysfsd.control.client import Client
@@ -73,10 +73,12 @@ def _open_init(pid: int) -> tuple[int, int]:
         pidfd = os.pidfd_open(pid)
     except (ProcessLookupError, OverflowError, OSError):
         raise InvalidRequest(f"there is no process {pid}; name one of the container's") from None
-    init_pid = init_of_pid_namespace(pid) or pid
-    init = pidfd if init_pid == pid else os.pidfd_open(init_pid)
-    if _mount_namespace(init_pid) == _mount_namespace(os.getpid()):
+    if _mount_namespace(pid) == _mount_namespace(os.getpid()):
         raise Refused(f"process {pid} is not in a container: it sees the host's own files")
+    # A container that shares the host's pid namespace has no init of its own: the process will do.
+    shared = pid_namespace(pid) == pid_namespace("self")
+    init_pid = pid if shared else init_of_pid_namespace(pid) or pid
+    init = pidfd if init_pid == pid else os.pidfd_open(init_pid)
     if not namespaces.pidfd_alive(pidfd) or not namespaces.pidfd_alive(init):
         raise InvalidRequest(f"process {pid} is gone")
     return init_pid, init
