@@ -43,7 +43,10 @@ def main() -> int:
     """Print the comparison."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-    print(report(*measure(Docker(host.removeprefix("unix://")), rounds), rounds))
+    try:
+        print(report(*measure(Docker(host.removeprefix("unix://")), rounds), rounds))
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -248,7 +248,10 @@ def _seconds(seconds: int) -> str:
 def main() -> int:
     """Print the table."""
     host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-    print(table(compare(Docker(host.removeprefix("unix://")))))
+    try:
+        print(table(compare(Docker(host.removeprefix("unix://")))))
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
