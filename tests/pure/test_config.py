@@ -1,0 +1,122 @@
+"""The configuration file, logs, and the command line's own words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sysfsd import config
+from sysfsd.cli import _find
+from sysfsd.errors import NoSuchContainer, UsageError
+from sysfsd.kernel.cgroups import CgroupPaths
+from sysfsd.log import RateLimit
+from sysfsd.running import id_from_cgroup
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_defaults_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "DEFAULT_PATH", str(tmp_path / "none"))
+    loaded = config.load()
+    assert loaded.source is None
+    assert loaded.mountpoint == "/var/lib/sysfsd"
+    assert loaded.control == "/run/sysfsd/control.sock"
+    assert (loaded.runtime, loaded.on_failure, loaded.subid_user) == ("runc", "refuse", "sysfsd")
+
+
+def test_every_key(tmp_path: Path) -> None:
+    path = tmp_path / "sysfsd.toml"
+    path.write_text(
+        'mountpoint = "/m"\ncontrol = "/c"\nstate-dir = "/s"\nsubid-user = "1000"\n'
+        'runtime = "/opt/runc"\non-failure = "continue"\n'
+    )
+    loaded = config.load(str(path))
+    values = (loaded.mountpoint, loaded.control, loaded.state_dir, loaded.subid_user)
+    assert values == ("/m", "/c", "/s", "1000")
+    assert (loaded.runtime, loaded.on_failure) == ("/opt/runc", "continue")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('on-falure = "refuse"', "unknown key 'on-falure'; did you mean 'on-failure'?"),
+        ('zzz = "x"', "unknown key 'zzz'; keys are: mountpoint, control"),
+        ("mountpoint = 3", "mountpoint must be a text, such as '/var/lib/sysfsd'"),
+        ('control = ""', "control must be a text"),
+        ('mountpoint = "relative"', "mountpoint must be an absolute path"),
+        ('on-failure = "maybe"', 'on-failure must be "refuse" or "continue"'),
+        ('runtime = "youki"', 'runtime must be "runc", "crun" or an absolute path'),
+        ("[[[", "sysfsd.toml: "),
+        ('mountpoint = "\xff"'.encode("latin-1"), "sysfsd.toml: "),
+    ],
+)
+def test_mistakes_name_file_and_key(tmp_path: Path, text: str | bytes, message: str) -> None:
+    path = tmp_path / "sysfsd.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UsageError) as raised:
+        config.load(str(path))
+    assert str(raised.value).startswith(f"{path}: ")
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_was_asked_for_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such configuration file"):
+        config.load(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("sysfsd.config", {"tomllib", "dataclasses", "trio", "structlog", "typing", "re"}),
+        ("sysfsd.cli", {"trio", "pyfuse3", "structlog", "psutil"}),
+    ],
+)
+def test_light_modules_stay_light(module: str, forbidden: set[str]) -> None:
+    script = f"import sys; sys.path.insert(0, ''); import {module}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", script], capture_output=True, text=True, check=True
+    )
+    # What protocol.py imports, which is json, is not ours to count.
+    allowed = {"re"} if module == "sysfsd.config" else set()
+    assert not (forbidden - allowed) & set(done.stdout.split())
+
+
+def test_a_container_by_the_beginning_of_its_id() -> None:
+    containers = [{"id": "abc1"}, {"id": "abc12"}, {"id": "xyz"}]
+    assert _find("x", containers) == "xyz"
+    assert _find("abc1", containers) == "abc1"
+    for name, error in (("ab", UsageError), ("q", NoSuchContainer), ("", NoSuchContainer)):
+        with pytest.raises(error):
+            _find(name, containers)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/docker/" + "a1" * 32, "a1" * 32),
+        ("/system.slice/docker-" + "b2" * 32 + ".scope", "b2" * 32),
+        ("/machine.slice/libpod-" + "c3" * 32 + ".scope/container", "c3" * 32),
+        ("/docker/" + "a1" * 32 + "/docker/" + "d4" * 32, "d4" * 32),
+        ("/user.slice", None),
+    ],
+)
+def test_the_id_an_engine_gave(path: str, expected: str | None) -> None:
+    assert id_from_cgroup(CgroupPaths((("memory", path),))) == expected
+
+
+def test_what_repeats_is_said_once_in_a_while() -> None:
+    now = [100.0]
+    limit = RateLimit(10, max_keys=2, clock=lambda: now[0])
+    assert [limit.passes("a") for _ in range(4)] == [0, None, None, None]
+    now[0] += 10
+    assert limit.passes("a") == 3
+    assert limit.passes("b") == 0
+    # Hostile keys take no memory, and cannot silence those that are known.
+    assert [limit.passes(f"hostile {number}") for number in range(100)] == [None] * 100
+    now[0] += 10
+    assert limit.passes("b") == 0
