@@ -38,7 +38,8 @@ make_certificates() {
 	certs=$DOCKER_TLS_CERTDIR
 	mkdir -p "$certs/ca"
 	if ! openssl x509 -in "$certs/ca/cert.pem" -checkend 86400 -noout >/dev/null 2>&1; then
-		rm -rf "${certs:?}/server" "${certs:?}/client"
+		# What the old one signed is worth nothing now. The directories may be volumes: they stay.
+		rm -f "$certs/server/cert.pem" "$certs/client/cert.pem"
 		openssl ecparam -name prime256v1 -genkey -noout -out "$certs/ca/key.pem"
 		openssl req -new -x509 -key "$certs/ca/key.pem" -days 3650 -subj '/CN=dind CA' \
 			-out "$certs/ca/cert.pem"
