@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -48,6 +49,7 @@ _log = structlog.get_logger(__name__)
 async def serve(config: Config) -> None:
     """Run the service until SIGTERM or SIGINT, or until somebody unmounts it."""
     limit = RateLimit()
+    _raise_descriptor_limit()
     async with AsyncExitStack() as stack:
         signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
 
@@ -193,6 +195,12 @@ async def _until(signals: AsyncIterator[int], relay: Relay) -> None:
 
         nursery.start_soon(wait_for_signal)
         nursery.start_soon(wait_for_unmount)
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow ourselves what we may have: each container takes a few descriptors."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _sample_loads(sampler: LoadSampler) -> None:

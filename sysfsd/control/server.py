@@ -34,6 +34,8 @@ REQUEST_SECONDS = 5.0
 IDLE_SECONDS = 60.0
 """For how long a connection may say nothing."""
 
+_ACCEPT_PAUSE = 0.1
+
 _CREDENTIALS = struct.Struct("=iII")
 _CHUNK = 65536
 
@@ -84,14 +86,20 @@ class ControlServer:
         accepting = trio.socket.from_stdlib_socket(listener)
         async with trio.open_nursery() as nursery:
             while True:
-                connection = None
                 token = object()
                 await self._room.acquire_on_behalf_of(token)
                 try:
                     connection, _ = await accepting.accept()
-                finally:
-                    if connection is None:
-                        self._room.release_on_behalf_of(token)
+                except OSError as error:
+                    self._room.release_on_behalf_of(token)
+                    # No descriptors left, or a peer that changed its mind: neither ends us.
+                    if self._limit.passes("accept") is not None:
+                        _log.warning("a control connection failed", error=str(error))
+                    await trio.sleep(_ACCEPT_PAUSE)
+                    continue
+                except BaseException:
+                    self._room.release_on_behalf_of(token)
+                    raise
                 nursery.start_soon(self._converse, connection, token)
 
     async def _converse(self, connection: trio.socket.SocketType, token: object) -> None:

@@ -1,0 +1,143 @@
+"""The relay between two socket pairs: one stands for the kernel's device, one for pyfuse3's end."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+from sysfsd.channel.counters import ChannelCounters
+from sysfsd.channel.packets import Opcode
+from sysfsd.channel.relay import Relay
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Ends:
+    """Who talks through the relay."""
+
+    def __init__(self) -> None:
+        self.kernel, self.device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.relays, self.server = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (self.kernel, self.device, self.relays, self.server):
+            end.setblocking(False)
+
+    def ask(self, opcode: Opcode, unique: int, body: bytes = b"") -> None:
+        header = struct.pack("=IIQQ16x", 40 + len(body), opcode, unique, 5)
+        self.kernel.send(header + body)
+
+    def answer(self, unique: int, error: int = 0) -> None:
+        self.server.send(struct.pack("=IiQ", 16, error, unique))
+
+    async def heard(self, end: socket.socket) -> bytes:
+        with trio.fail_after(20):
+            await trio.lowlevel.wait_readable(end)
+        return end.recv(200_000)
+
+    def close(self) -> None:
+        for end in (self.kernel, self.device, self.relays, self.server):
+            end.close()
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    made = Ends()
+    yield made
+    made.close()
+
+
+def relay(ends: Ends, *, node_in_handle: bool = True, room: int = 4) -> Relay:
+    return Relay(
+        ends.device.fileno(),
+        ends.relays,
+        ChannelCounters(),
+        node_in_handle=node_in_handle,
+        max_in_flight=room,
+    )
+
+
+async def quiet(end: socket.socket) -> bool:
+    """Whether nothing arrives while everybody else gets to run."""
+    for _ in range(20):
+        await trio.testing.wait_all_tasks_blocked()
+    try:
+        end.recv(1)
+    except BlockingIOError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(("node_in_handle", "handle"), [(True, 5), (False, 77)])
+async def test_there_and_back(
+    ends: Ends, nursery: trio.Nursery, node_in_handle: bool, handle: int
+) -> None:
+    one = relay(ends, node_in_handle=node_in_handle)
+    nursery.start_soon(one.run)
+    ends.ask(Opcode.READ, 9, struct.pack("=QQII", 77, 0, 512, 0))
+    request = await ends.heard(ends.server)
+    assert struct.unpack_from("=IIQQ", request) == (64, Opcode.READ, 9, 5)
+    assert struct.unpack_from("=Q", request, 40) == (handle,)
+    assert one.in_flight == 1
+    ends.answer(9, error=-5)
+    assert await ends.heard(ends.kernel) == struct.pack("=IiQ", 16, -5, 9)
+    assert one.in_flight == 0
+    counted = one.counters.of(Opcode.READ)
+    assert (counted.requests, counted.errors) == (1, 1)
+    assert counted.total_ns > 0
+
+
+async def test_requests_without_a_reply_go_no_further(ends: Ends, nursery: trio.Nursery) -> None:
+    one = relay(ends)
+    nursery.start_soon(one.run)
+    for opcode in (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT):
+        ends.ask(opcode, 1)
+    ends.ask(Opcode.GETATTR, 2)
+    assert struct.unpack_from("=IIQ", await ends.heard(ends.server))[1:] == (Opcode.GETATTR, 2)
+    assert one.counters.of(Opcode.FORGET).requests == 1
+    assert one.in_flight == 1
+
+
+async def test_no_more_than_so_many_at_once(ends: Ends, nursery: trio.Nursery) -> None:
+    one = relay(ends, room=2)
+    nursery.start_soon(one.run)
+    for unique in (1, 2, 3):
+        ends.ask(Opcode.GETATTR, unique)
+    await ends.heard(ends.server)
+    await ends.heard(ends.server)
+    assert await quiet(ends.server)
+    assert one.in_flight == 2
+    ends.answer(2)
+    await ends.heard(ends.kernel)
+    assert struct.unpack_from("=IIQ", await ends.heard(ends.server))[2] == 3
+    assert one.counters.most_in_flight == 2
+
+
+async def test_many_more_than_a_socket_holds(ends: Ends, nursery: trio.Nursery) -> None:
+    """pyfuse3 does not read for a while: nothing is lost and nothing is out of order."""
+    one = relay(ends, room=1000)
+    nursery.start_soon(one.run)
+
+    async def ask() -> None:
+        for unique in range(1, 301):
+            await trio.lowlevel.wait_writable(ends.kernel)
+            ends.ask(Opcode.WRITE, unique, bytes(4000))
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as asking:
+            asking.start_soon(ask)
+            for unique in range(1, 301):
+                assert struct.unpack_from("=IIQ", await ends.heard(ends.server))[2] == unique
+    assert one.in_flight == 300
+
+
+async def test_notifications_pass(ends: Ends, nursery: trio.Nursery) -> None:
+    one = relay(ends)
+    nursery.start_soon(one.run)
+    ends.server.send(struct.pack("=IiQ", 16, 7, 0))
+    assert await ends.heard(ends.kernel) == struct.pack("=IiQ", 16, 7, 0)
+    assert one.in_flight == 0
