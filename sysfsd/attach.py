@@ -83,7 +83,10 @@ def _clone_views(daemon: int, subtree: str, views: Sequence[str]) -> dict[str, i
     base = os.open(subtree, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         for view in views:
-            trees[view] = syscalls.open_tree(base, view)
+            tree = trees[view] = syscalls.open_tree(base, view)
+            # A clone stays in the peer group of its original, and a systemd host shares all it
+            # mounts: what the container mounts over its view would be mounted on the host, too.
+            syscalls.make_private(tree)
     except BaseException:
         for tree in trees.values():
             os.close(tree)

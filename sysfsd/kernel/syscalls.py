@@ -201,13 +201,21 @@ def idmap_mount(tree: int, userns: int, *, recursive: bool) -> None:
     without it), EPERM where it is idmapped already.
     """
     attr = _MountAttr(attr_set=MOUNT_ATTR_IDMAP, userns_fd=userns)
-    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    _mount_setattr(tree, attr, AT_RECURSIVE if recursive else 0)
+
+
+def make_private(tree: int) -> None:
+    """mount_setattr(2) with ``MS_PRIVATE`` on a detached tree of one mount."""
+    _mount_setattr(tree, _MountAttr(propagation=MS_PRIVATE), 0)
+
+
+def _mount_setattr(tree: int, attr: _MountAttr, flags: int) -> None:
     if (
         _syscall(
             _SYS_MOUNT_SETATTR,
             ctypes.c_int(tree),
             ctypes.c_char_p(b""),
-            ctypes.c_uint(flags),
+            ctypes.c_uint(AT_EMPTY_PATH | flags),
             ctypes.byref(attr),
             ctypes.c_size_t(ctypes.sizeof(attr)),
         )

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,8 +26,6 @@ from tests.support.tidy import count_fds
 from tests.support.wait import until
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.support.containers import Container
     from tests.support.daemon import Serving
 
@@ -331,6 +330,21 @@ def test_attach_and_detach(daemon: Serving, box: Container) -> None:
     assert detached.returncode == 0, detached.stderr
     assert box.run("cat", "/proc/meminfo").splitlines()[0] == host
     assert daemon.ids() == []
+
+
+def test_what_a_container_mounts_over_a_view_stays_inside(daemon: Serving, box: Container) -> None:
+    # On a systemd host everything mounted is shared, and clones of it are peers of the original.
+    subprocess.run(["mount", "--make-shared", daemon.mountpoint], check=True, timeout=10)
+    attached = sysfsd("attach", str(box.pid), "--id", "box", control=daemon.control)
+    assert attached.returncode == 0, attached.stderr
+    box.run("mount", "--bind", "/proc/version", "/proc/uptime")
+    assert box.run("cat", "/proc/uptime").startswith("Linux")
+    mounted = Path("/proc/self/mountinfo").read_text().splitlines()
+    assert sum(str(daemon.mountpoint) in line for line in mounted) == 1
+    inside = box.run("cat", "/proc/self/mountinfo").splitlines()
+    views = [line for line in inside if "/containers/box/" in line]
+    assert len(views) == 9
+    assert not [line for line in views if "shared:" in line or "master:" in line]
 
 
 def test_the_host_itself_is_not_attached_to(daemon: Serving) -> None:
