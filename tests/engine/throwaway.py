@@ -28,6 +28,7 @@ import psutil
 
 from sysfsd.control.client import Client
 from tests.engine.docker import Docker, wait_until
+from tests.support.watched import watched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,7 +154,9 @@ def serving(directory: Path, *, config: str = "") -> Iterator[Daemon]:
         )
     try:
         wait_until(lambda: _answers(process, control, log), "an answer of sysfsd serve")
-        yield Daemon(control, str(mountpoint), str(state), configuration, log, process)
+        os.listdir(mountpoint)  # the first request makes libfuse open what it keeps
+        with watched(process.pid, log):
+            yield Daemon(control, str(mountpoint), str(state), configuration, log, process)
     finally:
         _stop(process)
         _unmount_below(directory)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from sysfsd.control.client import Client
 from sysfsd.errors import SysfsdError
-from tests.support.tidy import watched
 from tests.support.wait import until
+from tests.support.watched import watched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

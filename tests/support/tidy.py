@@ -1,7 +1,7 @@
 """After each test: nothing left behind, and no daemon complained that was not expected to.
 
-``watched`` makes a running daemon known for as long as it runs; ``expected_log`` is for tests that
-make it complain.
+``watched.watched`` makes a running daemon known; ``expected_log`` is for tests that make one
+complain.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,21 +17,10 @@ import psutil
 import pytest
 
 from tests.support.wait import until
+from tests.support.watched import daemons
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_daemons: dict[int, Path] = {}
-
-
-@contextmanager
-def watched(pid: int, log: Path) -> Iterator[None]:
-    """Let the checks know of a daemon and of the file that it logs to."""
-    _daemons[pid] = log
-    try:
-        yield
-    finally:
-        del _daemons[pid]
 
 
 class ExpectedLog:
@@ -75,7 +63,7 @@ class Belongings:
             Counter(point for point in points if point.startswith(directories)),
             frozenset(_open_files()),
             frozenset(_children()),
-            {pid: count_fds(pid) for pid in _daemons},
+            {pid: count_fds(pid) for pid in daemons},
         )
 
     def new_since(self, before: Belongings) -> list[str]:
@@ -115,7 +103,7 @@ def complaints(text: str) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _tidy(expected_log: ExpectedLog, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    logs = {log: log.stat().st_size for log in _daemons.values()}
+    logs = {log: log.stat().st_size for log in daemons.values()}
     ours = (str(tmp_path_factory.getbasetemp()), *(str(log.parent) for log in logs))
     before = Belongings.now(ours)
     yield
