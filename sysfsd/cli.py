@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from sysfsd import __version__
 from sysfsd.config import load
-from sysfsd.control.client import Client, default_socket
+from sysfsd.control.client import Client
+from sysfsd.control.protocol import SOCKET_VARIABLE
 from sysfsd.errors import NoSuchContainer, SysfsdError, UsageError
 
 if TYPE_CHECKING:
@@ -84,8 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     attach = command("attach", _attach, "give a running container its views")
     attach.add_argument("--id", metavar="ID", help="register it under this id")
     detach = command("detach", _detach, "take a running container's views back")
-    for verb in (attach, detach):
-        verb.add_argument("pid", metavar="PID", type=int, help="any process of the container")
+    which = detach.add_mutually_exclusive_group(required=True)
+    which.add_argument("--all", action="store_true", help="of every registered container")
+    attach.add_argument("pid", metavar="PID", type=int, help="any process of the container")
+    which.add_argument("pid", metavar="PID", type=int, nargs="?", help="the same")
     command("stats", _stats, "print the running daemon's counters", json_too=True)
     doctor = command("doctor", _doctor, "say what this host lacks", json_too=True)
     doctor.add_argument("--config", metavar="FILE")
@@ -97,7 +100,7 @@ def _serve(options: argparse.Namespace) -> int:
     for name in ("mountpoint", "state_dir"):
         if getattr(options, name):
             setattr(config, name, os.path.abspath(getattr(options, name)))
-    control = options.control or os.environ.get("SYSFSD_CONTROL")
+    control = options.control or os.environ.get(SOCKET_VARIABLE)
     if control:
         config.control = os.path.abspath(control)
 
@@ -183,6 +186,11 @@ def _detach(options: argparse.Namespace) -> int:
     from sysfsd import running  # noqa: PLC0415
 
     with Client(_control(options)) as client:
+        if options.all:
+            left = running.take_all_views(client)
+            if left:
+                raise SysfsdError(f"still attached, restart them: {', '.join(left)}")
+            return 0
         container, views = running.take_views(client, options.pid)
     print(f"{container}: {len(views)} views detached")
     return 0
@@ -215,7 +223,8 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _control(options: argparse.Namespace) -> str:
-    return options.control or default_socket()
+    """Where the daemon listens: as typed, from the environment, as configured."""
+    return options.control or os.environ.get(SOCKET_VARIABLE) or load().control
 
 
 def _containers(options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+import select
+import signal
 from typing import TYPE_CHECKING
 
 from sysfsd.attach import attach, detach
 from sysfsd.containers.record import check_id
+from sysfsd.control.client import Client
 from sysfsd.errors import InvalidRequest, NoSuchContainer, Refused
 from sysfsd.kernel import namespaces
 from sysfsd.kernel.cgroups import read_cgroup_paths
 from sysfsd.kernel.procfs import init_of_pid_namespace, pid_namespace
 
 if TYPE_CHECKING:
-    from sysfsd.control.client import Client
+    from typing import NoReturn
+
     from sysfsd.kernel.cgroups import CgroupPaths
 
 _ENGINE_ID = re.compile(r"[0-9a-f]{64}")
@@ -53,6 +57,40 @@ def take_views(client: Client, pid: int) -> tuple[str, list[str]]:
     uncovered = detach(device=device, views=views, init=init)
     client.call("release", {"id": container})
     return container, uncovered
+
+
+def take_all_views(client: Client, patience: float = 1.0) -> list[str]:
+    """Detach every registered container's views, for a daemon that stops; returns who kept them.
+
+    A container that stays covered by a daemon that is gone reads ENOTCONN. Each is seen to by a
+    process of its own: one that mounted a file system of its own over /proc can make whoever looks
+    there wait, but only for ``patience`` seconds, and only for itself.
+    """
+    left = []
+    for each in client.call("list", {})["containers"]:
+        child = os.fork()
+        if child == 0:
+            _take_in_child(client.path, each["pid"])
+        pidfd = os.pidfd_open(child)
+        try:
+            if not select.select([pidfd], [], [], patience)[0]:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                left.append(str(each["id"]))
+            elif os.waitpid(child, 0)[1] != 0:
+                left.append(str(each["id"]))
+        finally:
+            os.close(pidfd)
+    return left
+
+
+def _take_in_child(control: str, pid: int) -> NoReturn:
+    status = 1
+    try:
+        with Client(control) as client:
+            take_views(client, pid)
+        status = 0
+    finally:
+        os._exit(status)
 
 
 def id_from_cgroup(cgroup: CgroupPaths) -> str | None:

@@ -1,4 +1,4 @@
-"""Start the hook or the runtime without ``site``: ``python -I -S _start.py hook|runc ARGUMENTS``.
+"""Start a program of ours: ``python -I -S _start.py hook|runc|cli ARGUMENTS``.
 
 ``-I -S`` keeps the environment, the user's directory and every .pth file out of a program that runs
 as root on each container start, and saves 6 ms of it. The price: nothing but the standard library
@@ -12,7 +12,9 @@ sys.path.append(__file__.rsplit("/", 3)[0])
 
 if sys.argv[1] == "hook":
     from sysfsd.hook import main
-else:
+elif sys.argv[1] == "runc":
     from sysfsd.runtime.main import main
+else:
+    from sysfsd.cli import main
 
 sys.exit(main(sys.argv[2:]))
