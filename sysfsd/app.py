@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -36,10 +35,9 @@ from sysfsd.notify import notify
 from sysfsd.views import VIEWS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from sysfsd.config import Config
-    from sysfsd.control.protocol import Message
     from sysfsd.facts.load import LoadSampler
     from sysfsd.filesystem.operations import Operations
 
@@ -58,6 +56,8 @@ async def serve(config: Config) -> None:
         stage = state.make_stage(config.state_dir)
         os.makedirs(os.path.dirname(config.control), mode=0o711, exist_ok=True)
         device.prepare_mountpoint(config.mountpoint)
+        # Whoever connects before we are ready waits.
+        listener = stack.enter_context(listening(config.control))
 
         # Whatever runs in the background, below everything that it uses.
         background = await stack.enter_async_context(trio.open_nursery())
@@ -81,29 +81,18 @@ async def serve(config: Config) -> None:
         )
         background.start_soon(_sample_loads, collector.load_sampler)
 
-        started = time.monotonic()
-
-        def stats() -> Message:
-            return {
-                "uptime_seconds": round(time.monotonic() - started, 3),
-                "containers": len(registry),
-                "ranges_in_use": len(reservations),
-                "snapshots": len(operations.snapshots),
-                "rendered": renderer.rendered,
-                "fallbacks": dict(renderer.fallbacks),
-                "failures": operations.failures,
-                "channel": relay.counters.as_dict() | {"in_flight": relay.in_flight},
-                "control": {
-                    "requests": server.requests,
-                    "errors": server.errors,
-                    "denied": server.denied,
-                    "connections": server.connections,
-                },
-                "coherence": coherence.stats(),
-                "tasks": trio.lowlevel.current_statistics().tasks_living,
-                "load_sampler": asdict(collector.load_sampler.last_report),
-            }
-
+        stats: dict[str, Callable[[], object]] = {
+            "containers": lambda: len(registry),
+            "ranges_in_use": lambda: len(reservations),
+            "snapshots": lambda: len(operations.snapshots),
+            "views": renderer.stats,
+            "failures": lambda: operations.failures,
+            "channel": relay.stats,
+            "control": lambda: server.stats(),  # noqa: PLW0108 - it is made below
+            "coherence": coherence.stats,
+            "load_sampler": lambda: asdict(collector.load_sampler.last_report),
+            "tasks": lambda: trio.lowlevel.current_statistics().tasks_living,
+        }
         methods = Methods(
             registry=registry,
             reservations=reservations,
@@ -117,7 +106,6 @@ async def serve(config: Config) -> None:
             stats=stats,
         )
         server = ControlServer(methods.table(), limit)
-        listener = stack.enter_context(listening(config.control))
         background.start_soon(server.serve, listener)
 
         _log.info(

@@ -60,6 +60,10 @@ class Relay:
         """Requests read from the kernel and not answered yet."""
         return len(self._in_flight)
 
+    def stats(self) -> dict[str, object]:
+        """What went through so far."""
+        return {**self.counters.as_dict(), "in_flight": self.in_flight}
+
     async def run(self) -> None:
         """Relay until the file system is unmounted everywhere."""
         async with trio.open_nursery() as nursery:

@@ -94,7 +94,7 @@ class Registry:
             )
         entry = self._read_entry(container, pid, pidfd)
         if known is not None:
-            self._remove(known)
+            self._remove(known, "container gone")
         self._add(entry)
         return entry.record
 
@@ -102,7 +102,7 @@ class Registry:
         """Drop a record while its container may still run; unknown ids are fine."""
         entry = self._by_id.get(container)
         if entry is not None:
-            self._remove(entry)
+            self._remove(entry, "container released")
 
     def resolve(self, pidfd: int) -> ContainerRecord | None:
         """The container that a process belongs to: the nearest registered user namespace above it.
@@ -179,12 +179,13 @@ class Registry:
         try:
             with entry.watch:
                 await trio.lowlevel.wait_readable(entry.pidfd)
+                self._remove(entry, "container gone")
         finally:
-            self._remove(entry)
+            self._remove(entry)  # when all of us stop
             os.close(entry.pidfd)
             os.close(entry.userns_fd)
 
-    def _remove(self, entry: _Entry) -> None:
+    def _remove(self, entry: _Entry, reason: str | None = None) -> None:
         record = entry.record
         if self._by_serial.pop(record.serial, None) is None:
             return
@@ -199,7 +200,8 @@ class Registry:
         self._touch()
         for callback in self.on_gone:
             callback(record)
-        _log.info("container gone", container=record.id, pid=record.pid)
+        if reason is not None:
+            _log.info(reason, container=record.id, pid=record.pid)
 
     def _touch(self) -> None:
         self.changed_ns = max(time.time_ns(), self.changed_ns + 1)

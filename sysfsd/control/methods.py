@@ -41,7 +41,7 @@ class Methods:
         mountpoint: str,
         state_dir: str,
         stage: str,
-        stats: Callable[[], Message],
+        stats: Mapping[str, Callable[[], object]],
     ) -> None:
         self._registry = registry
         self._reservations = reservations
@@ -138,7 +138,7 @@ class Methods:
 
     async def stats(self, _parameters: Message, _fds: Sequence[int]) -> Message:
         """Counters."""
-        return self._stats()
+        return {name: count() for name, count in self._stats.items()}
 
 
 def _only(fds: Sequence[int]) -> int:

@@ -81,6 +81,15 @@ class ControlServer:
         """Connections that are open."""
         return self._room.borrowed_tokens
 
+    def stats(self) -> dict[str, object]:
+        """What was asked so far."""
+        return {
+            "requests": self.requests,
+            "errors": self.errors,
+            "denied": self.denied,
+            "connections": self.connections,
+        }
+
     async def serve(self, listener: socket.socket) -> None:
         """Accept connections until cancelled."""
         accepting = trio.socket.from_stdlib_socket(listener)

@@ -54,6 +54,10 @@ class Renderer:
         self.rendered += 1
         return data
 
+    def stats(self) -> dict[str, object]:
+        """What came of it so far."""
+        return {"rendered": self.rendered, "fallbacks": dict(self.fallbacks)}
+
     def kernels_own(self, view: View) -> bytes:
         """Return the host's file at a view's path."""
         fd = os.open(os.path.join(self._root, view.path), os.O_RDONLY | os.O_CLOEXEC)

@@ -198,7 +198,7 @@ def test_a_view_that_fails_gives_the_kernels_own_file(
         _in_mounts_of(daemon, "mount", "-t", "tmpfs", "tmpfs", memory)
         host = Path("/proc/meminfo").read_text().splitlines()[0]
         until(lambda: total() == host, "the kernel's own file")
-        assert daemon.call("stats")["fallbacks"]["proc/meminfo"] > 0
+        assert daemon.call("stats")["views"]["fallbacks"]["proc/meminfo"] > 0
         assert any(event["event"].startswith("view failed") for event in daemon.events())
         _in_mounts_of(daemon, "umount", memory)
         until(lambda: f"{64 << 10} kB" in total(), "the view to be back")
