@@ -8,6 +8,8 @@ names and directories, and never looks again for what the other one changed bene
 - whoever opens or closes something on the engine's overlay is heard of by fanotify(7), and both
   superblocks are made to forget what they cached (`syscalls.reconfigure`): the container sees what
   was copied in, and the engine will look again;
+- a directory or a symbolic link comes to be without being opened. Docker's engine makes a directory
+  in the overlay's root before anything else (`.pivot_root…`), and that inotify(7) tells;
 - a *lookup* by the engine raises no event, and neither does anything raise one that the container
   does. Every `ROUND_SECONDS` the engines' overlays of `ROUND_CONTAINERS` containers, in turn, are
   made to forget.
@@ -33,7 +35,7 @@ import structlog
 import trio
 
 from sysfsd.errors import InvalidRequest
-from sysfsd.kernel import fanotify, syscalls
+from sysfsd.kernel import fanotify, inotify, syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,6 +63,13 @@ BATCH_PAUSE_SECONDS = 0.002
 
 _EVENTS = (
     fanotify.FAN_OPEN | fanotify.FAN_CLOSE_WRITE | fanotify.FAN_CLOSE_NOWRITE | fanotify.FAN_ONDIR
+)
+_NAMES = (
+    inotify.IN_CREATE
+    | inotify.IN_DELETE
+    | inotify.IN_MOVED_FROM
+    | inotify.IN_MOVED_TO
+    | inotify.IN_ATTRIB
 )
 # A container that syncs without end keeps one of them waiting, for as long as a sync takes.
 _WORKERS = 16
@@ -91,6 +100,8 @@ class _Pair:
     device: int
     engine: int
     container: int
+    watch: int = -1
+    """Of inotify, on the engine's root; negative when there is none."""
     turn: trio.Lock = field(default_factory=trio.Lock)
     wake: trio.Event = field(default_factory=trio.Event)
     touched: bool = False
@@ -118,6 +129,7 @@ class Coherence:
         self._reconfigure = reconfigure
         self._pairs: OrderedDict[str, _Pair] = OrderedDict()
         self._devices: dict[int, _Pair] = {}
+        self._watches: dict[int, _Pair] = {}
         # Devices of pairs forgotten lately: their last events may still be on the way.
         self._retired: deque[int] = deque(maxlen=_RETIRED)
         self._counters = Counters()
@@ -126,10 +138,12 @@ class Coherence:
         self._owed = 0
         self._said: set[str] = set()
         self._group: fanotify.Group | None = None
+        self._names: inotify.Inotify | None = None
         try:
             self._group = fanotify.Group()
+            self._names = inotify.Inotify()
         except OSError as error:
-            self._tell_once("fanotify", error)
+            self._tell_once("notify", error)
 
     def watch(self, container_id: str, engine_root: int, container_root: int) -> None:
         """Keep two overlays in step until `forget`, which another watch of that id implies.
@@ -146,11 +160,14 @@ class Coherence:
         self._devices[device] = pair
         with contextlib.suppress(ValueError):
             self._retired.remove(device)
-        if self._group is not None:
-            try:
+        try:
+            if self._group is not None:
                 self._group.mark(engine_root, _EVENTS)
-            except OSError as error:
-                self._tell_once("fanotify", error)
+            if self._names is not None:
+                pair.watch = self._names.add(engine_root, _NAMES)
+                self._watches[pair.watch] = pair
+        except OSError as error:
+            self._tell_once("notify", error)
 
     def forget(self, container_id: str) -> None:
         """Let go of a container's overlays; of an id that isn't watched: do nothing."""
@@ -163,6 +180,11 @@ class Coherence:
             if self._group is not None:
                 with contextlib.suppress(OSError):  # there was none, or the engine unmounted it
                     self._group.unmark(pair.engine, _EVENTS)
+        if self._watches.get(pair.watch) is pair:
+            del self._watches[pair.watch]
+            if self._names is not None:
+                with contextlib.suppress(OSError):
+                    self._names.remove(pair.watch)
         pair.gone = True
         pair.wake.set()
         if not pair.busy:
@@ -182,6 +204,8 @@ class Coherence:
                         self._start(pair)
                 if self._group is not None:
                     nursery.start_soon(self._listen, self._group)
+                if self._names is not None:
+                    nursery.start_soon(self._listen_to_names, self._names)
                 nursery.start_soon(self._go_round)
                 task_status.started()
         finally:
@@ -191,12 +215,28 @@ class Coherence:
             if self._group is not None:
                 self._group.close()
                 self._group = None
+            if self._names is not None:
+                self._names.close()
+                self._names = None
 
     async def _listen(self, group: fanotify.Group) -> None:
         while True:
             await trio.lowlevel.wait_readable(group.fileno())
             for event in group.read():
                 self._take(event)
+            await trio.sleep(BATCH_PAUSE_SECONDS)
+
+    async def _listen_to_names(self, names: inotify.Inotify) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(names.fileno())
+            for event in names.read():
+                self._counters.events += 1
+                pair = self._watches.get(event.watch)
+                if pair is not None:
+                    self._touch(pair)
+                elif event == inotify.LOST:
+                    self._counters.lost += 1
+                    self._owed = len(self._pairs)
             await trio.sleep(BATCH_PAUSE_SECONDS)
 
     def _take(self, event: fanotify.Event) -> None:
@@ -236,8 +276,8 @@ class Coherence:
             began = trio.current_time()
             # The container's first: the engine's is to look again at what came of it.
             await self._forget_names(pair, pair.container, pair.engine)
-            # A tenth of the time at most, for a container with very many cached names.
-            await trio.sleep(max(PAUSE_SECONDS, 10 * (trio.current_time() - began)))
+            # A quarter of the time at most, where very many names are cached.
+            await trio.sleep(max(PAUSE_SECONDS, 3 * (trio.current_time() - began)))
             if pair.touched:
                 settled = False
                 continue

@@ -124,15 +124,29 @@ class TestInStep:
             await until(lambda: can_create(overlays.container / "tmp/own"))
             await until((overlays.engine / "tmp/own").exists)
 
-    async def test_a_copied_file_gets_its_owner_after_it_was_closed(
-        self, overlays: Overlays
+    async def test_directories_and_links_follow_an_event(
+        self, overlays: Overlays, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(coherence_module, "ROUND_SECONDS", 1e6)
         async with running() as coherence:
             coherence.watch("web", overlays.engine_root, overlays.container_root)
-            (overlays.engine / "tmp/x").write_text("copied in")
-            await until((overlays.container / "tmp/x").exists)
-            os.chown(overlays.engine / "tmp/x", 12, 34)
-            await until(lambda: (overlays.container / "tmp/x").stat().st_uid == 12)
+            os.listdir(overlays.engine / "tmp")
+            await until(lambda: coherence.stats()["refreshes"] >= 2)
+            assert not (overlays.container / "tmp/directory").exists()
+            (overlays.engine / "tmp/directory").mkdir()  # raises none itself
+            await until((overlays.container / "tmp/directory").exists)
+
+    async def test_docker_starts_with_a_directory_in_the_root(
+        self, overlays: Overlays, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(coherence_module, "ROUND_SECONDS", 1e6)
+        async with running() as coherence:
+            coherence.watch("web", overlays.engine_root, overlays.container_root)
+            assert not (overlays.container / "tmp/link").exists()
+            (overlays.engine / ".pivot_root1").mkdir()
+            (overlays.engine / ".pivot_root1").rmdir()
+            (overlays.engine / "tmp/link").symlink_to("/tmp")
+            await until((overlays.container / "tmp/link").is_symlink)
 
     async def test_an_engine_finds_what_it_waits_for(self, overlays: Overlays) -> None:
         async with running() as coherence:

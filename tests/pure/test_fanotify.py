@@ -7,6 +7,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sysfsd.kernel import inotify
 from sysfsd.kernel.fanotify import (
     FAN_CLOSE_WRITE,
     FAN_NOFD,
@@ -85,3 +86,22 @@ def test_any_bytes_end(data: bytes) -> None:
 def test_what_was_packed(fields: list[tuple[int, int]]) -> None:
     data = b"".join(record(mask, fd) for mask, fd in fields)
     assert parse_events(data) == [Event(mask, fd, 42) for mask, fd in fields]
+
+
+class TestNames:
+    def test_what_was_packed(self) -> None:
+        name = b"x".ljust(16, b"\0")
+        data = struct.pack("=iIII", 3, 0x100, 0, 16) + name + struct.pack("=iIII", 4, 0x200, 0, 0)
+        assert inotify.parse_events(data) == [(3, 0x100), (4, 0x200)]
+
+    def test_overflow(self) -> None:
+        assert inotify.parse_events(struct.pack("=iIII", -1, 0x4000, 0, 0)) == [inotify.LOST]
+
+    def test_cut_short(self) -> None:
+        data = struct.pack("=iIII", 3, 0x100, 0, 0xFFFFFFFF) + b"x" * 16
+        assert inotify.parse_events(data) == [inotify.LOST]
+        assert inotify.parse_events(data[:15]) == [inotify.LOST]
+
+    @given(st.binary(max_size=400))
+    def test_any_bytes_end(self, data: bytes) -> None:
+        assert len(inotify.parse_events(data)) <= len(data) // 16 + 1

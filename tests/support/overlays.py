@@ -43,7 +43,7 @@ class Overlays:
         (self.directory / "probe-work").mkdir(exist_ok=True)
         done = subprocess.run(
             [
-                *("unshare", "--mount", "mount", "-t", "overlay", "overlay"),
+                *("unshare", "--mount", "mount", "-t", "overlay", "probe"),
                 *("-o", _options(self.directory, "probe-work") + ",index=on"),
                 str(self.directory / "probe"),
             ],
