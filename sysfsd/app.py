@@ -155,7 +155,7 @@ async def _channel(
     async with AsyncExitStack() as stack:
         fuse_device = stack.enter_context(device.opened())
         stack.enter_context(device.mounted(fuse_device, mountpoint))
-        ours, theirs = stack.enter_context(device.socket_pair())
+        ours, theirs = stack.enter_context(device.socket_pair(MAX_IN_FLIGHT))
         pyfuse3.init(operations, f"/dev/fd/{theirs}", set())
         stack.callback(pyfuse3.close, unmount=False)
         nursery = await stack.enter_async_context(trio.open_nursery())

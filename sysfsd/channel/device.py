@@ -82,14 +82,18 @@ def prepare_mountpoint(mountpoint: str) -> None:
 
 
 @contextmanager
-def socket_pair() -> Iterator[tuple[socket.socket, int]]:
+def socket_pair(max_in_flight: int) -> Iterator[tuple[socket.socket, int]]:
     """Yield the relay's end of a packet socket pair, and the descriptor for pyfuse3.
 
-    The descriptor becomes libfuse's own (it closes it with the session).
+    The descriptor becomes libfuse's own (it closes it with the session). libfuse gives a reply up
+    when it cannot be sent at once, and its caller would wait for ever: there is room for as many
+    replies, of the largest size, as there can be requests.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         for end in (ours, theirs):
             end.setblocking(False)
-            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 8 * packets.BUFFER_BYTES)
+            # The kernel doubles this, for what it needs itself (socket(7)).
+            room = max_in_flight * packets.BUFFER_BYTES
+            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, room)
         yield ours, theirs.detach()
