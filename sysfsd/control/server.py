@@ -72,14 +72,11 @@ class ControlServer:
         self._methods = methods
         self._limit = limit
         self._room = trio.CapacityLimiter(MAX_CONNECTIONS)
+        self.connections = 0
+        """Connections that are open."""
         self.requests = 0
         self.errors = 0
         self.denied = 0
-
-    @property
-    def connections(self) -> int:
-        """Connections that are open."""
-        return self._room.borrowed_tokens
 
     def stats(self) -> dict[str, object]:
         """What was asked so far."""
@@ -112,12 +109,14 @@ class ControlServer:
                 nursery.start_soon(self._converse, connection, token)
 
     async def _converse(self, connection: trio.socket.SocketType, token: object) -> None:
+        self.connections += 1
         try:
             with connection:
                 await _Conversation(connection, self).run()
         except (OSError, trio.BrokenResourceError):
             pass  # the peer went away
         finally:
+            self.connections -= 1
             self._room.release_on_behalf_of(token)
 
     def admits(self, connection: trio.socket.SocketType) -> bool:

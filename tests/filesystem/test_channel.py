@@ -76,9 +76,7 @@ def test_more_callers_than_may_be_in_flight(daemon: Serving, tmp_path: Path) -> 
     """``sysfsd mount`` answers each read itself: all wait their turn, and all get it."""
     directory, log = tmp_path / "views", tmp_path / "log"
     directory.mkdir()
-    command = (
-        "i=0; while [ $i -lt 20 ]; do cat $0/proc/stat $0/proc/cpuinfo || exit 1; i=$((i+1)); done"
-    )
+    command = "cat $0/proc/stat $0/proc/cpuinfo $0/proc/stat $0/proc/cpuinfo"
     with started(["mount", str(directory), "--control", daemon.control], log):
         until(directory.is_mount, "the mount")
         running = [
