@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import pyfuse3
 import structlog
 import trio
 
-from sysfsd import __version__, state
+from sysfsd import __version__, scripts, state
 from sysfsd.channel import device
 from sysfsd.channel.counters import ChannelCounters
 from sysfsd.channel.relay import MAX_IN_FLIGHT, Relay
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from sysfsd.config import Config
     from sysfsd.facts.load import LoadSampler
     from sysfsd.filesystem.operations import Operations
+
+_UNCOVER_SECONDS = 20.0
 
 _log = structlog.get_logger(__name__)
 
@@ -118,6 +121,8 @@ async def serve(config: Config) -> None:
         notify("READY=1")
         stack.callback(notify, "STOPPING=1")
         await _until(signals, relay)
+        if len(registry):
+            await _uncover_containers(config.control)
     _log.info("stopped")
 
 
@@ -183,6 +188,21 @@ async def _until(signals: AsyncIterator[int], relay: Relay) -> None:
 
         nursery.start_soon(wait_for_signal)
         nursery.start_soon(wait_for_unmount)
+
+
+async def _uncover_containers(control: str) -> None:
+    """Take the views back from containers that keep running: without us they would read ENOTCONN.
+
+    In another process, because entering a mount namespace is for those with one thread (setns(2)).
+    """
+    start = os.path.join(os.path.dirname(scripts.__file__), "_start.py")
+    command = [sys.executable, "-I", "-S", start, "cli", "detach", "--all", "--control", control]
+    with trio.move_on_after(_UNCOVER_SECONDS) as patience:
+        done = await trio.run_process(command, check=False, capture_stderr=True)
+        if done.returncode:
+            _log.warning("views stay attached", error=done.stderr.decode("utf-8", "replace"))
+    if patience.cancelled_caught:
+        _log.warning("views stay attached", error=f"not done within {_UNCOVER_SECONDS} s")
 
 
 def _raise_descriptor_limit() -> None:

@@ -38,6 +38,17 @@ def test_a_clean_stop(own_daemon: Serving, number: int) -> None:
     assert own_daemon.events()[-1]["event"] == "stopped"
 
 
+def test_a_clean_stop_gives_running_containers_the_kernels_files(own_daemon: Serving) -> None:
+    with container(memory=96 << 20) as box:
+        host = box.run("cat", "/proc/meminfo").splitlines()[0]
+        attached = sysfsd("attach", str(box.pid), control=own_daemon.control)
+        assert attached.returncode == 0, attached.stderr
+        assert box.run("cat", "/proc/meminfo").splitlines()[0] != host
+        assert own_daemon.stop() == 0
+        assert box.run("cat", "/proc/meminfo").splitlines()[0] == host
+        assert " /proc/meminfo " not in box.run("cat", "/proc/self/mountinfo")
+
+
 def test_a_clean_stop_while_somebody_is_in_it(own_daemon: Serving) -> None:
     with container() as box:
         web = own_daemon.containers / own_daemon.register("web", box.pid)["directory"][11:]
