@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
-from tests.engine.docker import Docker, wait_until
 from tests.engine.throwaway import Throwaway, throwaway
+from tests.support.wait import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.engine.docker import Docker
 
 IMAGES = Path(__file__).parent.parent / "images"
 SUITES = ("bookworm", "sid")
@@ -97,24 +99,10 @@ def save(docker: Docker, image: str) -> bytes:
 
 
 @pytest.fixture(autouse=True)
-def _leaves_nothing(own: Throwaway, request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fail a test after which the daemon knows dead containers, or has complained unasked.
-
-    A test whose business a warning is says so: ``@pytest.mark.warns("part of the event")``.
-    """
-    expected = [text for mark in request.node.iter_markers("warns") for text in mark.args]
-    position = own.daemon.log.stat().st_size
+def _records_are_of_the_living(own: Throwaway) -> Iterator[None]:
+    """Fail a test after which the daemon knows other containers than those that run."""
     yield
-    wait_until(
-        lambda: _registered(own) == _running(own),
-        "the daemon's records are those of the running system containers",
-        deadline=10,
-    )
-    with own.daemon.log.open("rb") as log:
-        log.seek(position)
-        lines = log.read().decode(errors="replace").splitlines()
-    complaints = [line for line in lines if not any(text in line for text in expected)]
-    assert not [line for line in complaints if _is_complaint(line)], "the daemon complained"
+    until(lambda: _registered(own) == _running(own), "records of just the running containers", 10)
 
 
 def _registered(own: Throwaway) -> set[str]:
@@ -130,10 +118,3 @@ def _running(own: Throwaway) -> set[str]:
     return {
         record["Id"] for record in records if record["HostConfig"]["Runtime"].startswith("sysfsd")
     }
-
-
-def _is_complaint(line: str) -> bool:
-    try:
-        return json.loads(line).get("level") in {"warning", "error", "critical"}
-    except ValueError:
-        return True  # not the log's form: a traceback, say

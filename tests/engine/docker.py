@@ -6,11 +6,12 @@ import json
 import os
 import subprocess
 from dataclasses import dataclass
-from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
+from tests.support.wait import until
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 CALL = 60.0
 """Seconds that any docker command may take: a deadline, not an expectation."""
@@ -27,17 +28,6 @@ class DockerFailed(AssertionError):  # noqa: N818 - named for what happened
         super().__init__(f"{' '.join(command)}: exit status {status}\n{output}")
         self.status = status
         self.output = output
-
-
-def wait_until(
-    condition: Callable[[], bool], what: str, *, deadline: float = 30.0, interval: float = 0.05
-) -> None:
-    """Poll a condition; raises ``AssertionError`` naming ``what`` when it never holds."""
-    end = monotonic() + deadline
-    while not condition():
-        if monotonic() > end:
-            raise AssertionError(f"not within {deadline:g} s: {what}")
-        sleep(interval)
 
 
 @dataclass(frozen=True)
@@ -113,4 +103,4 @@ class Docker:
         def answers() -> bool:
             return self.attempt("version", deadline=deadline).returncode == 0
 
-        wait_until(answers, f"an answer of the engine at {self.socket}", deadline=deadline)
+        until(answers, f"an answer of the engine at {self.socket}", deadline=deadline)

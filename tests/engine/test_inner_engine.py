@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from tests.engine.docker import wait_until
+from tests.support.wait import until
 
 if TYPE_CHECKING:
     from tests.engine.docker import Docker
@@ -54,7 +54,7 @@ def test_bridge_network_with_iptables(docker: Docker, sandbox: str) -> None:
         )
         # Its published port and its address are reached from the system container…
         for url in ("http://127.0.0.1:8080/", f"http://{address}/"):
-            wait_until(
+            until(
                 lambda url=url: (
                     docker.attempt(  # type: ignore[misc]
                         "exec", sandbox, "busybox", "wget", "-qO-", url
@@ -109,7 +109,7 @@ def test_inner_exec_and_logs(docker: Docker, sandbox: str) -> None:
     inner("run", "-d", "--name", "talker", "busybox", "sh", "-c", "echo started; exec sleep 1000")
     try:
         assert inner("exec", "talker", "id", "-u") == "0"
-        wait_until(lambda: inner("logs", "talker") == "started", "the log of the inner container")
+        until(lambda: inner("logs", "talker") == "started", "the log of the inner container")
     finally:
         inner("rm", "--force", "talker")
 

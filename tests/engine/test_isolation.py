@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.engine.docker import wait_until
 from tests.engine.throwaway import IDS, serving, subordinate_ids
+from tests.support.wait import until
 
 if TYPE_CHECKING:
     from tests.engine.conftest import Start
@@ -197,7 +197,7 @@ def test_twenty_at_once(own: Throwaway, docker: Docker, start: Start) -> None:
         with own.daemon.client() as client:
             return len(client.call("list", {})["containers"])
 
-    wait_until(lambda: registered() == 0, "all records go")
+    until(lambda: registered() == 0, "all records go")
 
 
 def test_stops_of_all_kinds_free_the_record(own: Throwaway, docker: Docker, start: Start) -> None:
@@ -209,4 +209,4 @@ def test_stops_of_all_kinds_free_the_record(own: Throwaway, docker: Docker, star
             with own.daemon.client() as client:
                 return len(client.call("list", {})["containers"])
 
-        wait_until(lambda: registered() == 0, f"the record goes after docker {how[0]}")
+        until(lambda: registered() == 0, f"the record goes after docker {how[0]}")

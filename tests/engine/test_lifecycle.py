@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.engine.docker import DockerFailed, wait_until
+from tests.engine.docker import DockerFailed
+from tests.support.wait import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,12 +104,12 @@ def test_pause_and_unpause(docker: Docker, start: Start) -> None:
     assert docker.inspect(name)["State"]["Paused"]
     written = len(docker("logs", name).splitlines())
     docker("unpause", name)
-    wait_until(lambda: len(docker("logs", name).splitlines()) > written, "it goes on")
+    until(lambda: len(docker("logs", name).splitlines()) > written, "it goes on")
 
 
 def test_logs(docker: Docker, start: Start) -> None:
     name = start(command=("sh", "-c", "echo one; echo two >&2; exec sleep 1000"))
-    wait_until(lambda: b"two" in docker.attempt("logs", name).stderr, "its log")
+    until(lambda: b"two" in docker.attempt("logs", name).stderr, "its log")
     assert docker("logs", name) == "one"
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.engine.docker import DockerFailed, wait_until
+from tests.engine.docker import DockerFailed
+from tests.support.wait import until
 
 if TYPE_CHECKING:
     from tests.engine.conftest import Start
@@ -41,7 +42,7 @@ def test_what_is_used_shows(docker: Docker, start: Start) -> None:
 
     before = free()
     docker.shell(name, "mkdir -p /dev/shm && head -c 40M /dev/zero >/dev/shm/ballast")
-    wait_until(lambda: before - free() > 35 << 10, "40 MiB less of free memory", deadline=10)
+    until(lambda: before - free() > 35 << 10, "40 MiB less of free memory", deadline=10)
 
 
 def cpus_seen(docker: Docker, name: str) -> dict[str, int]:
@@ -84,7 +85,7 @@ def test_uptime_is_the_containers(docker: Docker, start: Start) -> None:
     # It began while the engine started it, and the machine long before.
     first = uptime()
     assert first <= monotonic() - before
-    wait_until(lambda: uptime() > first, "time goes on")
+    until(lambda: uptime() > first, "time goes on")
     assert "up 0 min" in docker.exec(name, "uptime")
 
 
@@ -102,7 +103,7 @@ def test_counters_never_run_backwards(docker: Docker, start: Start) -> None:
 def test_a_changed_limit_shows_at_once(docker: Docker, start: Start) -> None:
     name = start("--memory", "300m", "--memory-swap", "300m", image=DIND, command=("sleep", "1000"))
     docker("update", "--memory", "200m", "--memory-swap", "200m", name)
-    wait_until(
+    until(
         lambda: "204800 kB" in docker.exec(name, "head", "-n", "1", "/proc/meminfo"),
         "the new limit in /proc/meminfo",
         deadline=5,

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING
 import psutil
 
 from sysfsd.control.client import Client
-from tests.engine.docker import Docker, wait_until
+from tests.engine.docker import Docker
+from tests.support.wait import until
 from tests.support.watched import watched
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def serving(directory: Path, *, config: str = "") -> Iterator[Daemon]:
             start_new_session=True,
         )
     try:
-        wait_until(lambda: _answers(process, control, log), "an answer of sysfsd serve")
+        until(lambda: _answers(process, control, log), "an answer of sysfsd serve")
         os.listdir(mountpoint)  # the first request makes libfuse open what it keeps
         with watched(process.pid, log):
             yield Daemon(control, str(mountpoint), str(state), configuration, log, process)
@@ -245,9 +246,9 @@ def engine(directory: Path, *, cgroup: str, runtimes: dict[str, list[str]]) -> I
             env={"PATH": _PATH, "TMPDIR": str(directory)},
         )
     try:
-        wait_until(
+        until(
             lambda: process.poll() is not None or docker.attempt("version").returncode == 0,
-            f"an answer of dockerd\n{log.read_text(errors='replace')}",
+            "an answer of dockerd",
             deadline=60,
         )
         if process.poll() is not None:
@@ -323,7 +324,7 @@ def _remove_cgroup(directory: Path) -> None:
             return False
         return True
 
-    wait_until(removed, f"the end of the cgroup {directory}", deadline=10)
+    until(removed, f"the end of the cgroup {directory}", deadline=10)
 
 
 def main(command: list[str]) -> int:

@@ -114,4 +114,5 @@ if [ "$status" != 0 ]; then
 	exit "$status"
 fi
 touch "$images/complete"
-find "$cache" -mindepth 1 -maxdepth 1 -type d ! -name "$recipe" -exec rm -rf {} +
+# Those of older recipes, unless another checkout may be at it.
+find "$cache" -mindepth 1 -maxdepth 1 -type d ! -name "$recipe" -mtime +1 -exec rm -rf {} +
