@@ -22,7 +22,10 @@ def configure(level: str) -> None:
         if terminal
         else [
             # A container's name or a file's content never makes a line of its own: JSON escapes.
-            structlog.processors.dict_tracebacks,
+            # No values of variables: they may hold a container's data.
+            structlog.processors.ExceptionRenderer(
+                structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+            ),
             structlog.processors.JSONRenderer(),
         ]
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -120,3 +121,22 @@ def test_what_repeats_is_said_once_in_a_while() -> None:
     assert [limit.passes(f"hostile {number}") for number in range(100)] == [None] * 100
     now[0] += 10
     assert limit.passes("b") == 0
+
+
+def test_a_crash_is_logged_without_the_values_of_variables() -> None:
+    script = (
+        "from sysfsd import log\n"
+        "log.configure('info')\n"
+        "secret = 'of a container'\n"
+        "try: raise ExceptionGroup('two', [ValueError(1), KeyError(2)])\n"
+        "except Exception as error: log.crashed(error)\n"
+        "import logging; logging.getLogger('pyfuse3').error('library %s', 'says')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    crashed, library = (json.loads(line) for line in done.stderr.splitlines())
+    assert crashed["level"] == "error"
+    assert "KeyError" in str(crashed)
+    assert "of a container" not in done.stderr
+    assert library["event"] == "library says"
