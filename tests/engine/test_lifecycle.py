@@ -225,6 +225,22 @@ def test_docker_data_in_a_volume_stays_there(docker: Docker, start: Start) -> No
         docker("volume", "rm", "inner-data")
 
 
+def test_docker_data_of_the_image_comes_along(docker: Docker, start: Start, image: str) -> None:
+    # An image that carries inner images, made by a plain container.
+    script = "mkdir -p /var/lib/docker/deep; echo mark >/var/lib/docker/deep/mark"
+    docker(
+        "run", "--name", "maker", "busybox", "sh", "-c", f"{script}; chown 9 /var/lib/docker/deep"
+    )
+    try:
+        docker("commit", "maker", image)
+    finally:
+        docker("rm", "maker")
+    name = start(image=image)
+    assert docker.exec(name, "cat", "/var/lib/docker/deep/mark") == "mark"
+    assert docker.exec(name, "stat", "-c", "%u", "/var/lib/docker/deep") == "9"
+    assert docker.exec(name, "stat", "-f", "-c", "%T", "/var/lib/docker") != "overlayfs"
+
+
 def test_inner_containers_survive_a_restart(docker: Docker, start: Start) -> None:
     name = start(image=DIND, command=())
     inner = docker.inside(name)

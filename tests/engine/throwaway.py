@@ -211,8 +211,13 @@ def throwaway(*, containers: int = 64) -> Iterator[Throwaway]:
 
 
 @contextmanager
-def engine(directory: Path, *, cgroup: str, runtimes: dict[str, list[str]]) -> Iterator[Docker]:
-    """Run Docker's engine with everything of its under ``directory``."""
+def engine(
+    directory: Path, *, cgroup: str, runtimes: dict[str, list[str]], **settings: str
+) -> Iterator[Docker]:
+    """Run Docker's engine with everything of its under ``directory``.
+
+    ``settings`` are more of its daemon.json's, with underscores for dashes.
+    """
     directory.mkdir(mode=0o711)
     socket = directory / "docker.sock"
     exec_root = directory / "exec"
@@ -230,6 +235,7 @@ def engine(directory: Path, *, cgroup: str, runtimes: dict[str, list[str]]) -> I
             name: {"path": path, "runtimeArgs": arguments}
             for name, (path, *arguments) in runtimes.items()
         },
+        **{name.replace("_", "-"): value for name, value in settings.items()},
     }
     daemon_json = directory / "daemon.json"
     daemon_json.write_text(json.dumps(configuration, indent=2))

@@ -1,0 +1,28 @@
+"""The files that people copy from ``examples``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sysfsd.config import Config, load
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+
+
+def test_the_configuration_shows_the_defaults_and_all_of_them() -> None:
+    shown, defaults = load(str(EXAMPLES / "sysfsd.toml")), Config()
+    names = set(Config.__slots__) - {"source"}
+    assert {name: getattr(shown, name) for name in names} == {
+        name: getattr(defaults, name) for name in names
+    }
+    text = (EXAMPLES / "sysfsd.toml").read_text()
+    assert all(f"\n{name.replace('_', '-')} = " in text for name in names)
+
+
+def test_the_documents_are_json() -> None:
+    runtime = json.loads((EXAMPLES / "daemon.json").read_text())["runtimes"]["sysfsd"]
+    assert runtime["path"].endswith("/sysfsd-runc")
+    hook = json.loads((EXAMPLES / "hooks.d" / "sysfsd.json").read_text())
+    assert hook["hook"]["path"].endswith("/sysfsd-hook")
+    assert hook["stages"] == ["createRuntime"]
