@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.bundles import run
+from tests.support.wait import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -186,9 +187,7 @@ class TestLifeOfARange:
         assert bases[first] != bases[second]
         runtime("delete", "--force", first)
         runtime("delete", "--force", second)
-        from tests.engine.docker import wait_until
-
-        wait_until(
+        until(
             lambda: (
                 not {first, second}
                 & {e["id"] for e in _containers(json.loads(runtime.daemon.command("ps", "--json")))}
