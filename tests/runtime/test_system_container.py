@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.bundles import run
 from tests.support.wait import until
+from tests.support.wait import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
