@@ -10,7 +10,6 @@ import pytest
 
 from tests.support.bundles import run
 from tests.support.wait import until
-from tests.support.wait import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
