@@ -127,22 +127,28 @@ def _open_beneath(root: int, view: str) -> int | None:
 
 
 def _cover(root: int, view: str, tree: int) -> bool:
-    target = _open_beneath(root, view)
-    if target is None:
-        return False
-    try:
-        if os.fstat(target).st_dev == os.fstat(tree).st_dev:
+    while (target := _open_beneath(root, view)) is not None:
+        try:
+            if os.fstat(target).st_dev == os.fstat(tree).st_dev:
+                return True
+            wanted = _KERNEL_FILE_SYSTEMS[view.partition("/")[0]]
+            if syscalls.filesystem_magic(target) != wanted:
+                raise Refused(
+                    f"/{view} of the container is not the kernel's file: not attached; "
+                    "leave out the mount that covers it"
+                )
+            syscalls.move_mount(tree, target)
+        except OSError as error:
+            # What a daemon leaves that was killed: out of the way, and look again.
+            if error.errno != errno.ENOTCONN:
+                raise
+            os.fchdir(root)
+            syscalls.umount(view, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+        else:
             return True
-        wanted = _KERNEL_FILE_SYSTEMS[view.partition("/")[0]]
-        if syscalls.filesystem_magic(target) != wanted:
-            raise Refused(
-                f"/{view} of the container is not the kernel's file: not attached; "
-                "leave out the mount that covers it"
-            )
-        syscalls.move_mount(tree, target)
-    finally:
-        os.close(target)
-    return True
+        finally:
+            os.close(target)
+    return False
 
 
 def _uncover(view: str, device: int) -> bool:

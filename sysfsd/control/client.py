@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import time
 
 from sysfsd.control import protocol
@@ -42,7 +43,13 @@ class Client:
         self._timeout = timeout
         self._pending = b""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self._socket.settimeout(timeout)
+        # Not settimeout(), which makes connect(2) fail at once (EAGAIN) while many containers start
+        # together and the daemon's backlog is full; this way it waits its turn (unix(7)).
+        self._socket.setsockopt(
+            socket.SOL_SOCKET,
+            socket.SO_SNDTIMEO,
+            struct.pack("@ll", int(timeout), int(timeout % 1 * 1_000_000)),
+        )
         try:
             self._socket.connect(path)
         except OSError as error:

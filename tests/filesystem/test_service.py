@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sysfsd.views import VIEWS
 from tests.support.containers import container
 from tests.support.daemon import serving, started, sysfsd
 from tests.support.tidy import count_fds
 from tests.support.wait import until
 
 if TYPE_CHECKING:
+    from tests.support.containers import Container
     from tests.support.daemon import Serving
     from tests.support.tidy import ExpectedLog
 
@@ -216,3 +218,22 @@ def test_expected_complaints_only(expected_log: ExpectedLog) -> None:
     assert len(found) == 2
     expected_log.allow('"event": "a"')
     assert [expected_log.covers(line) for line in found] == [True, False]
+
+
+def test_attaching_again_clears_away_what_a_killed_daemon_left(
+    tmp_path: Path, box: Container
+) -> None:
+    with serving(tmp_path) as first:
+        attached = sysfsd("attach", str(box.pid), "--id", "box", control=first.control)
+        assert attached.returncode == 0, attached.stderr
+        first.stop(signal.SIGKILL)
+    with pytest.raises(AssertionError, match="not connected"):
+        box.run("cat", "/proc/meminfo")
+
+    with serving(tmp_path) as second:
+        attached = sysfsd("attach", str(box.pid), "--id", "box", control=second.control)
+        assert attached.returncode == 0, attached.stderr
+
+        assert box.run("head", "-1", "/proc/meminfo").split()[1] == str(96 << 10)
+        points = [line.split()[1] for line in box.run("cat", "/proc/self/mounts").splitlines()]
+        assert [points.count(f"/{view.path}") for view in VIEWS] == [1] * len(VIEWS)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _numbers = itertools.count()
 
+CGROUP = f"sysfsd-runtime-{os.getpid()}"
+
 
 @pytest.fixture(scope="session")
 def directory() -> Iterator[Path]:
@@ -101,14 +103,12 @@ def new_bundle(directory: Path) -> Iterator[Callable[..., Bundle]]:
     def make(*args: str, memory: int | None = None) -> Bundle:
         name = f"bundle-{os.getpid()}-{next(_numbers)}"
         made.append(directory / name)
-        return make_bundle(
-            directory / name, spec(*args, memory=memory, cgroup=f"/sysfsd-tests/{name}")
-        )
+        return make_bundle(directory / name, spec(*args, memory=memory, cgroup=f"/{CGROUP}/{name}"))
 
     yield make
     for path in made:
         shutil.rmtree(path)
-    for controller in Path("/sys/fs/cgroup").glob("*/sysfsd-tests"):
+    for controller in Path("/sys/fs/cgroup").glob(f"*/{CGROUP}"):
         for path in [*controller.iterdir(), controller]:
             if path.is_dir():
                 path.rmdir()
