@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from sysfsd.runtime.spec import Spec
+    from sysfsd.runtime import Spec
 
 LIMIT = 16 << 20
 """Bytes of config.json or of a process document."""

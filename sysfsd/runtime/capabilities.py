@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from sysfsd.runtime.spec import Spec
+    from sysfsd.runtime import Spec
 
 # linux/capability.h, in the order of their numbers.
 ALL = tuple(

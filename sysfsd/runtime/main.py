@@ -22,7 +22,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from sysfsd.runtime.spec import IdRange, Spec
+    from sysfsd.runtime import Spec
+    from sysfsd.runtime.spec import IdRange
 
 _HOOK_TIMEOUT = 10  # seconds; the hook has a deadline of its own, far below
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sysfsd.kernel.namespaces import UsernsKey
-    from sysfsd.runtime.spec import Spec
+    from sysfsd.runtime import Spec
 
 # Type in the spec: the host's file below /proc/self/ns, what it is called, the flag that asks.
 _NAMESPACES = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sysfsd.runtime.spec import Spec
+    from sysfsd.runtime import Spec
 
 SYSTEM_CALLS = (
     # mounts

@@ -12,10 +12,7 @@ from sysfsd.runtime import capabilities, seccomp
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, TypeAlias
-
-    Spec: TypeAlias = dict[str, Any]
-    """A JSON object of the spec, or a part of it."""
+    from sysfsd.runtime import Spec
 
 DOCKER_DATA = "/var/lib/docker"
 """Where an inner engine keeps its layers: overlayfs refuses another overlay as its upper layer."""

@@ -27,7 +27,8 @@ from sysfsd.runtime import spec as specs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sysfsd.runtime.spec import IdRange, Spec
+    from sysfsd.runtime import Spec
+    from sysfsd.runtime.spec import IdRange
 
 OWN_DIRECTORY = "sysfsd"
 """Our directory beside an overlay's upper layer: the engine removes the whole with the container,
