@@ -227,10 +227,12 @@ def test_docker_data_in_a_volume_stays_there(docker: Docker, start: Start) -> No
 
 def test_docker_data_of_the_image_comes_along(docker: Docker, start: Start, image: str) -> None:
     # An image that carries inner images, made by a plain container.
-    script = "mkdir -p /var/lib/docker/deep; echo mark >/var/lib/docker/deep/mark"
-    docker(
-        "run", "--name", "maker", "busybox", "sh", "-c", f"{script}; chown 9 /var/lib/docker/deep"
-    )
+    script = """
+        mkdir -p /var/lib/docker/deep
+        echo mark >/var/lib/docker/deep/mark
+        chown 9 /var/lib/docker/deep
+    """
+    docker("run", "--name", "maker", "busybox", "sh", "-c", script)
     try:
         docker("commit", "maker", image)
     finally:
