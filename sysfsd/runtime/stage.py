@@ -222,6 +222,13 @@ class Stage:
         syscalls.set_fs_ids(self._ids.uid, self._ids.gid)
         try:
             syscalls.mount("overlay", "rootfs", "overlay", 0, ",".join(parts))
+        except OSError as error:
+            if error.errno != errno.EOVERFLOW:
+                raise
+            raise Refused(
+                f"the layers of {mount.point} belong to ids that the container does not have: the "
+                "engine shifted them itself (userns-remap); leave out --userns=host"
+            ) from None
         finally:
             syscalls.set_fs_ids(0, 0)
             os.fchdir(home)

@@ -15,6 +15,7 @@ import pytest
 
 from tests.engine.throwaway import Daemon, installed, serving, subordinate_ids
 from tests.support.bundles import Bundle, make_bundle, run, spec
+from tests.support.wait import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -108,10 +109,21 @@ def new_bundle(directory: Path) -> Iterator[Callable[..., Bundle]]:
     yield make
     for path in made:
         shutil.rmtree(path)
-    for controller in Path("/sys/fs/cgroup").glob(f"*/{CGROUP}"):
-        for path in [*controller.iterdir(), controller]:
-            if path.is_dir():
-                path.rmdir()
+    # A container's last process leaves its cgroups a moment after its runtime has ended.
+    until(lambda: not [path for path in _cgroups() if not _removed(path)], "empty cgroups")
+
+
+def _cgroups() -> list[Path]:
+    """Our cgroups, the deepest first."""
+    return sorted(Path("/sys/fs/cgroup").glob(f"*/{CGROUP}/**/"), reverse=True)
+
+
+def _removed(path: Path) -> bool:
+    try:
+        path.rmdir()
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture
