@@ -66,7 +66,9 @@ def prepare_mountpoint(mountpoint: str) -> None:
     """
     while True:
         try:
-            os.stat(mountpoint)
+            # Not stat(2): the kernel knows a directory's attributes by heart, and answers for the
+            # dead. This it asks each time.
+            os.statvfs(mountpoint)
             break
         except FileNotFoundError:
             os.makedirs(mountpoint, mode=0o755)
