@@ -62,13 +62,17 @@ class CgroupPaths:
         return dict(self.entries)
 
     def without_init_scope(self) -> CgroupPaths:
-        """Return the container's own cgroups where its init is a systemd.
+        """Return the container's own cgroups where its init has moved into a leaf of its own.
 
-        systemd as init moves itself into ``init.scope`` below the cgroup it was started in; the
-        container is the cgroup above.
+        cgroup v2 lets a cgroup have processes or controllers below it, not both: systemd as init
+        moves itself into ``init.scope`` below the cgroup it was started in, docker:dind into
+        ``init``. The container is the cgroup above.
         """
         return CgroupPaths(
-            tuple((name, path.removesuffix("/init.scope") or "/") for name, path in self.entries)
+            tuple(
+                (name, (path.removesuffix("/init.scope") or "/").removesuffix("/init") or path)
+                for name, path in self.entries
+            )
         )
 
 

@@ -44,9 +44,17 @@ def test_co_mounted_controllers_and_colons_in_names() -> None:
 
 @pytest.mark.parametrize(
     ("path", "root"),
-    [("/lxc/c/init.scope", "/lxc/c"), ("/init.scope", "/"), ("/init.scope/x", "/init.scope/x")],
+    [
+        ("/lxc/c/init.scope", "/lxc/c"),
+        ("/init.scope", "/"),
+        ("/init.scope/x", "/init.scope/x"),
+        ("/system.slice/docker-abc.scope/init", "/system.slice/docker-abc.scope"),
+        ("/docker/abc/init/x", "/docker/abc/init/x"),
+        ("/init", "/init"),
+        ("/", "/"),
+    ],
 )
-def test_the_container_is_above_its_systemd(path: str, root: str) -> None:
+def test_the_container_is_above_its_inits_leaf(path: str, root: str) -> None:
     assert CgroupPaths((("", path),)).without_init_scope() == CgroupPaths((("", root),))
 
 
