@@ -60,6 +60,8 @@ class Reservations:
         self._by_id: dict[str, _Reservation] = {}
         self._reservations: set[_Reservation] = set()
         self._last: IdRange | None = None
+        # Containers of a predecessor of ours may still run: their ids are not free.
+        self._mapped_before = self._mapped_uids()
         self.on_free: list[Callable[[str], None]] = []
         """Called with the id of a container when nothing of it is left that needs its range."""
 
@@ -98,12 +100,15 @@ class Reservations:
 
     def _choose(self) -> IdRange:
         known = self._configured()
-        taken = {each.range for each in self._reservations if each.held()}
-        # Containers of a predecessor of ours may still run: their ids are not free.
-        mapped = self._mapped_uids()
-        taken.update(each for each in known if ranges.overlaps(each, mapped))
         try:
-            return ranges.choose(known, frozenset(taken), self._last)
+            return self._choose_from(known)
+        except NoRangeLeft:
+            pass
+        # Some that a predecessor's containers had may be free by now. Looking takes a third of a
+        # second on a host with 2000 processes: not each time, only before giving up.
+        self._mapped_before = self._mapped_uids()
+        try:
+            return self._choose_from(known)
         except NoRangeLeft:
             raise NoRangeLeft(
                 ranges.advice(
@@ -113,6 +118,11 @@ class Reservations:
                     else f"/etc/subuid and /etc/subgid have no range for user {self._user!r}",
                 )
             ) from None
+
+    def _choose_from(self, known: list[IdRange]) -> IdRange:
+        taken = {each.range for each in self._reservations if each.held()}
+        taken.update(each for each in known if ranges.overlaps(each, self._mapped_before))
+        return ranges.choose(known, frozenset(taken), self._last)
 
     def _configured(self) -> list[IdRange]:
         # Read each time: what an administrator adds counts at once.

@@ -77,6 +77,7 @@ class Stage:
             self._restack(mount)
             containers = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             self.overlays = [engines, containers]
+            self._check_owner(containers, root)
             return target
         tree = mounts.clone_idmapped(root, self._userns, recursive=True)
         if tree is None:
@@ -222,17 +223,19 @@ class Stage:
         syscalls.set_fs_ids(self._ids.uid, self._ids.gid)
         try:
             syscalls.mount("overlay", "rootfs", "overlay", 0, ",".join(parts))
-        except OSError as error:
-            if error.errno != errno.EOVERFLOW:
-                raise
-            raise Refused(
-                f"the layers of {mount.point} belong to ids that the container does not have: the "
-                "engine shifted them itself (userns-remap); leave out --userns=host"
-            ) from None
         finally:
             syscalls.set_fs_ids(0, 0)
             os.fchdir(home)
             os.close(home)
+
+    def _check_owner(self, directory: int, root: str) -> None:
+        """Refuse layers whose ids are beyond the container's: nobody could write to them."""
+        assert self._ids is not None
+        if not 0 <= os.fstat(directory).st_uid - self._ids.uid < self._ids.size:
+            raise Refused(
+                f"the files of {root} belong to ids that the container does not have: the engine "
+                "shifted them itself (userns-remap); leave out --userns=host"
+            )
 
     def _place_layer(self, path: str, target: str) -> None:
         assert self._userns is not None

@@ -1,4 +1,4 @@
-"""Podman gives a container its views by the hook alone: ``examples/hooks.d``."""
+"""Podman: views by the hook alone (``examples/hooks.d``), and system containers."""
 
 from __future__ import annotations
 
@@ -35,12 +35,11 @@ def podman(own: Throwaway) -> Iterator[Podman]:
     (hooks / "sysfsd.json").write_text(json.dumps(hook))
     options = ["--root", str(directory / "root"), "--runroot", str(directory / "run")]
     options += ["--tmpdir", str(directory / "tmp"), "--hooks-dir", str(hooks)]
-    options += ["--cgroup-manager", "cgroupfs", "--events-backend", "file", "--runtime", "runc"]
+    options += ["--cgroup-manager", "cgroupfs", "--events-backend", "file"]
 
-    def run(*arguments: str) -> str:
-        done = subprocess.run(
-            ["podman", *options, *arguments], capture_output=True, timeout=120, check=False
-        )
+    def run(*arguments: str, runtime: tuple[str, ...] = ("--runtime", "runc")) -> str:
+        command = ["podman", *options, *runtime, *arguments]
+        done = subprocess.run(command, capture_output=True, timeout=120, check=False)
         assert done.returncode == 0, (done.stdout + done.stderr).decode()
         return done.stdout.decode().strip()
 
@@ -55,11 +54,14 @@ def podman(own: Throwaway) -> Iterator[Podman]:
     shutil.rmtree(directory)
 
 
-def in_a_container(own: Throwaway, podman: Podman, *options: str, command: str) -> list[str]:
+def in_a_container(
+    own: Throwaway, podman: Podman, *options: str, command: str, **how: tuple[str, ...]
+) -> list[str]:
     # No network, because Podman would set one up on the host; limits that need no privilege.
     fixed = ["--network", "none", "--cgroup-parent", f"/{own.cgroup}/podman"]
     fixed += ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024"]
-    return podman("run", "--rm", *fixed, *options, "busybox", "sh", "-c", command).splitlines()
+    words = ["run", "--rm", *fixed, *options, "busybox", "sh", "-c", command]
+    return podman(*words, **how).splitlines()
 
 
 READ = """
@@ -90,3 +92,26 @@ def test_with_a_user_namespace_of_podmans(own: Throwaway, podman: Podman) -> Non
     assert int(total) == 64 << 10
     assert int(mounts) > 5
     assert owner == "0:0"
+
+
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [((), None), (("--uidmap", "0:700000:65536", "--gidmap", "0:700000:65536"), 700000)],
+    ids=["ids of ours", "ids of Podman's"],
+)
+def test_a_system_container(
+    own: Throwaway, podman: Podman, options: tuple[str, ...], first: int | None
+) -> None:
+    """Podman may choose the ids; it then shifts the layers itself."""
+    flags = (f"control={own.daemon.control}", f"config={own.daemon.config}")
+    runtime: tuple[str, ...] = ("--runtime", installed("sysfsd-runc"))
+    runtime += tuple(word for flag in flags for word in ("--runtime-flag", flag))
+    command = f"cat /proc/self/uid_map; stat -c %u /etc/passwd; mount -t tmpfs none /tmp; {READ}"
+    mapping, owner, total, *_ = in_a_container(
+        own, podman, *options, "--memory", "64m", command=command, runtime=runtime
+    )
+    inside, outside, size = (int(word) for word in mapping.split())
+    assert (inside, size) == (0, 65536)
+    assert outside == first or (first is None and outside > 65535)
+    assert int(owner) == 0
+    assert int(total) == 64 << 10

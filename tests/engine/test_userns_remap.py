@@ -38,3 +38,5 @@ def test_its_ids_are_kept_and_the_views_are_there(own: Throwaway, docker: Docker
         assert remapped.shell(name, "awk '/^MemTotal/ { print $2 }' /proc/meminfo") == "65536"
         remapped.shell(name, "echo x >/data/x; mkdir -p /mnt && mount -t tmpfs none /mnt")
         assert remapped.exec(name, "stat", "-c", "%u:%g", "/data/x", "/etc/passwd") == "0:0\n0:0"
+        output = remapped.refused("run", "--rm", "--runtime=sysfsd", "--userns=host", "busybox")
+        assert "leave out --userns=host" in output

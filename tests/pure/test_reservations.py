@@ -143,3 +143,8 @@ async def test_ids_that_others_have_mapped_are_not_handed_out(
     (proc / f"self/fdinfo/{create.pidfd}").write_text(f"Pid:\t{create.process.pid}\n")
     reservations = Reservations(nursery, **files, proc=str(proc))
     assert reservations.reserve("web", create.pidfd).uid_base == UIDS + SIZE
+    with pytest.raises(NoRangeLeft):
+        reservations.reserve("db", create.pidfd)
+    (proc / "77" / "uid_map").unlink()
+    (proc / "77").rmdir()
+    assert reservations.reserve("db", create.pidfd).uid_base == UIDS
