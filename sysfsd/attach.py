@@ -8,8 +8,9 @@ unmount them and then sees the kernel's file, and inner runtimes may still mount
 
 Both functions move *the whole process* into other mount namespaces for a moment, which the kernel
 allows to a process with one thread only (setns(2)): the hook and the command line. They come back
-before they return or raise. Nothing may be imported in between: Python would look for the module
-in the container's files, and run it as the host's root.
+before they return or raise. As long as we are in a container's, nothing may be imported, since
+Python would look for the module in the container's files and run it as the host's root; so no
+signal handler runs there, which might raise on the way back.
 
 On the hook's path: standard library only.
 """
@@ -18,13 +19,14 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 
 from sysfsd.errors import Refused
 from sysfsd.kernel import namespaces, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 _KERNEL_FILE_SYSTEMS = {"proc": syscalls.PROC_SUPER_MAGIC, "sys": syscalls.SYSFS_MAGIC}
 
@@ -43,17 +45,14 @@ def attach(
     Raises ``Refused`` when a target is not what the kernel put there (a symlink, another file
     system), ``OSError`` when the kernel refuses.
     """
-    home = namespaces.open_namespace(os.getpid(), "mnt")
-    trees: dict[str, int] = {}
+    trees = _clone_views(daemon, subtree, views)
     try:
-        trees = _clone_views(daemon, subtree, views)
-        root = _enter(init, rootfs)
-        try:
-            return [view for view, tree in trees.items() if _cover(root, view, tree)]
-        finally:
-            os.close(root)
+        return _in_container(
+            init,
+            rootfs,
+            lambda root: [view for view, tree in trees.items() if _cover(root, view, tree)],
+        )
     finally:
-        _come_back(home)
         for tree in trees.values():
             os.close(tree)
 
@@ -63,46 +62,57 @@ def detach(*, device: int, views: Sequence[str], init: int) -> list[str]:
 
     ``device`` is the ``st_dev`` of the daemon's file system: nobody else's mount is touched.
     """
-    home = namespaces.open_namespace(os.getpid(), "mnt")
-    try:
-        root = _enter(init, "/")
-        try:
-            os.fchdir(root)
-        finally:
-            os.close(root)
-        return [view for view in views if _uncover(view, device)]
-    finally:
-        _come_back(home)
+    return _in_container(
+        init, "/", lambda root: [view for view in views if _uncover(root, view, device)]
+    )
 
 
 def _clone_views(daemon: int, subtree: str, views: Sequence[str]) -> dict[str, int]:
     # open_tree(2) clones only mounts of the caller's own mount namespace, and the daemon's may not
     # be ours: engines run with private ones, and so does a hook below sysfsd-runc.
-    syscalls.setns(daemon, syscalls.CLONE_NEWNS)
+    home = namespaces.open_namespace(os.getpid(), "mnt")
     trees: dict[str, int] = {}
-    base = os.open(subtree, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        for view in views:
-            tree = trees[view] = syscalls.open_tree(base, view)
-            # A clone stays in the peer group of its original, and a systemd host shares all it
-            # mounts: what the container mounts over its view would be mounted on the host, too.
-            syscalls.make_private(tree)
+        syscalls.setns(daemon, syscalls.CLONE_NEWNS)
+        base = os.open(subtree, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            for view in views:
+                tree = trees[view] = syscalls.open_tree(base, view)
+                # A clone stays in the peer group of its original, and a systemd host shares all it
+                # mounts: what the container mounts over its view would be mounted on the host, too.
+                syscalls.make_private(tree)
+        finally:
+            os.close(base)
     except BaseException:
         for tree in trees.values():
             os.close(tree)
         raise
     finally:
-        os.close(base)
+        _come_back(home)
     return trees
 
 
-def _enter(init: int, rootfs: str) -> int:
-    syscalls.setns(init, syscalls.CLONE_NEWNS)
-    return os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+def _in_container(init: int, rootfs: str, work: Callable[[int], list[str]]) -> list[str]:
+    """Do something in a container's mount namespace, given a descriptor of its root."""
+    home = namespaces.open_namespace(os.getpid(), "mnt")
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        syscalls.setns(init, syscalls.CLONE_NEWNS)
+        root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return work(root)
+        finally:
+            os.close(root)
+    finally:
+        _come_back(home)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _come_back(home: int) -> None:
-    syscalls.setns(home, syscalls.CLONE_NEWNS)
+    try:
+        syscalls.setns(home, syscalls.CLONE_NEWNS)
+    except OSError:
+        os._exit(1)  # better no message than one that is made of a container's files
     os.close(home)
 
 
@@ -151,7 +161,8 @@ def _cover(root: int, view: str, tree: int) -> bool:
     return False
 
 
-def _uncover(view: str, device: int) -> bool:
+def _uncover(root: int, view: str, device: int) -> bool:
+    os.fchdir(root)
     covered = False
     while True:
         try:

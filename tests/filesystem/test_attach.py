@@ -1,0 +1,63 @@
+"""Attaching as the hook does it, in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.support.containers import Container
+    from tests.support.daemon import Serving
+
+_SOURCES = Path(__file__).parent.parent.parent
+
+# Time runs out at any moment. Whatever comes of it, the process must be home again: a module that
+# it imports then must not be the container's.
+_INTERRUPTED = """
+import os, random, signal, sys
+from sysfsd.attach import attach, detach
+from sysfsd.control.client import Client
+
+def ring(number, frame):
+    raise TimeoutError
+
+signal.signal(signal.SIGALRM, ring)
+control, pid = sys.argv[1], int(sys.argv[2])
+init = os.pidfd_open(pid)
+home = os.stat("/proc/self/ns/mnt").st_ino
+rung = 0
+with Client(control) as client:
+    daemon = client.daemon_pidfd()
+    mountpoint = client.call("hello", {})["mountpoint"]
+    registered = client.call("register", {"id": "box"}, [init])
+    subtree, views = os.path.join(mountpoint, registered["directory"]), registered["views"]
+    device = os.stat(mountpoint).st_dev
+    for _ in range(200):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.004))
+            attach(daemon=daemon, subtree=subtree, views=views, init=init)
+            detach(device=device, views=views, init=init)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except TimeoutError:
+            rung += 1
+        assert os.stat("/proc/self/ns/mnt").st_ino == home
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    attach(daemon=daemon, subtree=subtree, views=views, init=init)
+print(rung)
+"""
+
+
+def test_time_running_out_never_leaves_it_in_the_container(daemon: Serving, box: Container) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED, daemon.control, str(box.pid)],
+        cwd=_SOURCES,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
+    assert box.run("head", "-1", "/proc/meminfo").split()[1] == str(96 << 10)
