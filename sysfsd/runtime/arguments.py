@@ -11,6 +11,8 @@ container whose root is the host's.
 
 from __future__ import annotations
 
+import os
+
 from sysfsd.errors import Refused, UsageError
 
 OUR_FLAGS = frozenset({"control", "config"})
@@ -21,7 +23,7 @@ _GLOBAL_WITH_VALUE = frozenset(
     {"root", "log", "log-format", "log-level", "criu", "rootless", "cgroup-manager"}
 )
 _CREATE_SWITCHES = _HELP | {
-    "detach", "d", "keep", "no-mount-fallback", "no-new-keyring", "no-pivot", "no-subreaper",
+    "detach", "d", "keep", "no-mount-fallback", "no-new-keyring", "no-subreaper",
 }  # fmt: skip
 _CREATE_WITH_VALUE = frozenset(
     {"bundle", "b", "console-socket", "pid-file", "pidfd-socket", "preserve-fds"}
@@ -34,6 +36,10 @@ _EXEC_WITH_VALUE = frozenset(
     }
 )  # fmt: skip
 
+_LONG = {"b": "bundle", "d": "detach"}
+_PATHS = frozenset({"root", "log", "console-socket", "pid-file", "pidfd-socket"})
+"""Values that start at the caller's working directory."""
+
 _HANDED_ON = frozenset(
     "checkpoint create delete events exec features help h kill list pause ps resume run spec start "
     "state update".split()
@@ -45,9 +51,13 @@ class CommandLine:
     """A runtime's command line, taken apart.
 
     ``ours`` are the flags that only sysfsd-runc knows, ``shared`` the real runtime's own global
-    ones. ``passed`` is what the real runtime gets, and ``position`` where its subcommand's own
-    arguments start in there. ``flags`` are those of the subcommand (by their long or short name,
-    without dashes), ``operands`` the rest: the container's id first.
+    ones, ``flags`` those of the subcommand (by their long or short name, without dashes) and
+    ``operands`` the rest: the container's id first. ``passed`` is what the real runtime gets, and
+    ``position`` where its subcommand's own arguments start in there.
+
+    For ``create`` and ``run``, ``passed`` is written anew from what was understood, and without the
+    bundle, which is then the working directory: runc and crun differ in how they read ``-b=x``, or
+    a flag that is given twice, and must not find another bundle than we did.
     """
 
     __slots__ = ("flags", "operands", "ours", "passed", "position", "shared", "subcommand")
@@ -65,8 +75,10 @@ class CommandLine:
         self.passed += arguments[at:]
         if self.subcommand in {"create", "run"}:
             self._subcommand_flags(arguments[at:], _CREATE_WITH_VALUE, _CREATE_SWITCHES)
-            if not self.asks_for_help and len(self.operands) != 1:
-                raise UsageError(f"{self.subcommand} takes one container id after its flags")
+            if not self.asks_for_help:
+                if len(self.operands) != 1:
+                    raise UsageError(f"{self.subcommand} takes one container id after its flags")
+                self.passed[self.position :] = [*self._create_flags(), *self.operands]
         elif self.subcommand == "exec":
             self._subcommand_flags(arguments[at:], _EXEC_WITH_VALUE, None)
         elif self.subcommand == "restore":
@@ -79,6 +91,10 @@ class CommandLine:
         """Whether a subcommand is only asked what it does."""
         return not _HELP.isdisjoint(self.flags)
 
+    def flag(self, *names: str) -> str | None:
+        """Value of the first of these subcommand flags that was given."""
+        return next((self.flags[name] for name in names if name in self.flags), None)
+
     def _global_flags(self, arguments: list[str]) -> int:
         at = 0
         while at < len(arguments):
@@ -90,20 +106,21 @@ class CommandLine:
                 break
             name, equals, value = _flag(argument)
             takes_value = name in OUR_FLAGS or name in _GLOBAL_WITH_VALUE
-            if not takes_value and name not in _GLOBAL_SWITCHES:
+            if not takes_value and (name not in _GLOBAL_SWITCHES or equals):
                 raise UsageError(f"unknown flag {argument}")
-            words = [argument]
             if takes_value and not equals:
                 if at == len(arguments):
                     raise UsageError(f"{argument} needs a value")
                 value = arguments[at]
-                words.append(value)
                 at += 1
+            if name in self.ours or name in self.shared:
+                raise UsageError(f"{argument} is given twice")
             if name in OUR_FLAGS:
                 self.ours[name] = value
-            else:
-                self.shared[name] = value
-                self.passed += words
+                continue
+            value = _from_here(name, value)
+            self.shared[name] = value
+            self.passed += [f"--{name}", value] if takes_value else [argument]
         return at
 
     def _subcommand_flags(
@@ -118,13 +135,30 @@ class CommandLine:
             name, equals, value = _flag(argument)
             if name in with_value and not equals:
                 value = next(rest, "")
-            elif switches is not None and name not in with_value | switches:
+            elif (
+                switches is not None and name not in with_value and (name not in switches or equals)
+            ):
                 raise UsageError(f"unknown flag {argument} of {self.subcommand}")
+            name = name if switches is None else _LONG.get(name, name)
+            if switches is not None and name in self.flags:
+                raise UsageError(f"{argument} is given twice")
             self.flags[name] = value
 
-    def flag(self, *names: str) -> str | None:
-        """Value of the first of these subcommand flags that was given."""
-        return next((self.flags[name] for name in names if name in self.flags), None)
+    def _create_flags(self) -> list[str]:
+        words = []
+        for name, value in self.flags.items():
+            if name in _CREATE_SWITCHES:
+                words.append(f"--{name}")
+            elif name != "bundle":
+                words += [f"--{name}", _from_here(name, value)]
+        return words
+
+
+def _from_here(name: str, value: str) -> str:
+    # crun's --log may be "journald:NAME" or "file:PATH".
+    if name not in _PATHS or ":" in value.partition("/")[0]:
+        return value
+    return os.path.abspath(value)
 
 
 def _flag(argument: str) -> tuple[str, str, str]:

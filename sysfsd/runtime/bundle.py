@@ -14,12 +14,25 @@ if TYPE_CHECKING:
 
     from sysfsd.runtime import Spec
 
+KNOWN_KEYS = {
+    key.casefold(): key
+    for key in (
+        "access action additionalGids allow ambient annotations apparmorProfile args bounding "
+        "capabilities cgroupsPath containerID createContainer createRuntime cwd defaultAction "
+        "destination devices effective env gid gidMappings hooks hostID hostname inheritable linux "
+        "major maskedPaths memory minor mounts names namespaces noNewPrivileges options path "
+        "permitted pids prestart process readonly readonlyPaths resources root rootfsPropagation "
+        "seccomp size source startContainer sysctl syscalls type uid uidMappings user"
+    ).split()
+}
+"""Keys of a spec that mean something to us, or to what the container may do."""
+
 LIMIT = 16 << 20
 """Bytes of config.json or of a process document."""
 
 
-def load_spec(bundle: str) -> Spec:
-    """Read a bundle's ``config.json`` (runtime-spec, bundle.md).
+def load_spec(bundle: str) -> tuple[int, Spec]:
+    """Read a bundle's ``config.json`` (runtime-spec, bundle.md); returns its directory, open, too.
 
     Raises ``Refused`` when somebody but root could have written it: the container would run with
     what that user wrote, prepared with root's rights.
@@ -28,12 +41,9 @@ def load_spec(bundle: str) -> Spec:
         directory = os.open(bundle, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise InvalidRequest(f"the bundle {bundle} can't be read: {error.strerror}") from None
-    try:
-        spec = load_document("config.json", directory=directory, shown=f"{bundle}/config.json")
-        _check_owner(os.fstat(directory), bundle, _mapped_root(spec))
-        return spec
-    finally:
-        os.close(directory)
+    spec = load_document("config.json", directory=directory, shown=f"{bundle}/config.json")
+    _check_owner(os.fstat(directory), bundle, _mapped_root(spec))
+    return directory, spec
 
 
 def load_document(path: str, *, directory: int | None = None, shown: str | None = None) -> Spec:
@@ -54,12 +64,29 @@ def load_document(path: str, *, directory: int | None = None, shown: str | None 
     if len(data) > LIMIT:
         raise InvalidRequest(f"{shown} is larger than {LIMIT} bytes")
     try:
-        document: Any = json.loads(data)
+        document: Any = json.loads(data, object_pairs_hook=_unambiguous)
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{shown} is not JSON: {error}") from None
+        raise InvalidRequest(f"{shown} is not a spec: {error}") from None
     if not isinstance(document, dict):
         raise InvalidRequest(f"{shown} is not a JSON object")
     return document
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> Spec:
+    """Make an object, of keys that every reader takes for the same.
+
+    Go's encoding/json, and with it runc, matches keys without regard to case and lets the last one
+    win: a "LINUX" beside our "linux" would undo what we make of it.
+    """
+    made: Spec = {}
+    folded: set[str] = set()
+    for key, value in pairs:
+        name = key.casefold()
+        if name in folded or KNOWN_KEYS.get(name, key) != key:
+            raise ValueError(f"the key {key!r} is there twice, or spelled in another case")
+        folded.add(name)
+        made[key] = value
+    return made
 
 
 def replace_document(path: str, document: Spec) -> None:

@@ -12,11 +12,13 @@ from __future__ import annotations
 import errno
 import os
 
-from sysfsd.kernel import mounts, namespaces
+from sysfsd.kernel import mounts, namespaces, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_MAGICS = frozenset({syscalls.CGROUP_SUPER_MAGIC, syscalls.CGROUP2_SUPER_MAGIC})
 
 V1_FILES = ("cgroup.procs", "tasks")
 """cgroup v1 knows no list of its own; these are its two files that move processes."""
@@ -47,7 +49,7 @@ def delegate(pid: int, pidfd: int) -> list[str]:
         except FileNotFoundError:
             continue
         try:
-            if _processes(base) == [pid]:
+            if syscalls.filesystem_magic(base) in _MAGICS and _processes(base) == [pid]:
                 _chown(base, files, uid, gid)
                 given.append(directory)
         finally:
@@ -57,7 +59,9 @@ def delegate(pid: int, pidfd: int) -> list[str]:
 
 def cgroups_of(pid: int) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Directory of each of a process's cgroups, hierarchy roots left out, and what to give."""
-    with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+    with open(
+        f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape", newline="\n"
+    ) as file:
         paths = dict(_controllers_and_path(line.rstrip("\n")) for line in file)
     for mount in mounts.read_mounts():
         if mount.root != "/" or mount.fstype not in {"cgroup", "cgroup2"}:

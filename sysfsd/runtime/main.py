@@ -42,6 +42,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _become(_real_runtime(line), line.passed)
     except SysfsdError as error:
         _fail(str(error), error.exit_status, line)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        # Documents are root's own and come in all shapes; none of them is worth a traceback.
+        _fail(f"config.json is not what the runtime spec says: {error!r}", 1, line)
     except OSError as error:
         _fail(str(error), 1, line)
 
@@ -63,6 +66,8 @@ def _log(path: str, message: str, *, as_json: bool) -> None:
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     entry = {"level": "error", "msg": message, "time": now}
     text = json.dumps(entry) if as_json else f'time="{now}" level=error msg={json.dumps(message)}'
+    if ":" in path.partition("/")[0]:  # crun's "journald:NAME" or "file:PATH"
+        return
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         with open(os.open(path, flags, 0o644), "a", encoding="utf-8") as file:
@@ -94,9 +99,11 @@ def _prepare_create(line: CommandLine) -> None:
     from sysfsd.runtime import spec as specs  # noqa: PLC0415
     from sysfsd.runtime.stage import Stage  # noqa: PLC0415
 
-    bundle = os.path.abspath(line.flag("bundle", "b") or ".")
-    spec = bundles.load_spec(bundle)
+    directory, spec = bundles.load_spec(line.flag("bundle") or ".")
     refusals.check(spec, _namespace_key, _network_owner)
+    # The real runtime finds its bundle here: in the directory that we have looked at.
+    os.fchdir(directory)
+    bundle = os.getcwd()
     control = line.ours.get("control") or default_socket()
 
     with Client(control) as client:
@@ -131,7 +138,7 @@ def _prepare_create(line: CommandLine) -> None:
             client.call("watch_root", {"id": container}, stage.overlays)
         if owner is not None:
             _own_standard_streams(owner)
-        stage.show_spec(bundle, spec)
+        stage.show_spec(spec)
 
 
 def _prepare_exec(line: CommandLine) -> None:

@@ -47,7 +47,8 @@ def check(
                 "powerless there, or the host's root; leave that option out"
             )
     for key in ("uidMappings", "gidMappings"):
-        if any(mapping.get("hostID") == 0 for mapping in linux.get(key) or []):
+        # What is missing is 0 to those who read it in Go.
+        if any(not mapping.get("hostID") for mapping in linux.get(key) or []):
             raise Refused(
                 f"{key} give the container the host's root (hostID 0): map it to ids of its own"
             )
@@ -68,16 +69,11 @@ def check(
 
 
 def _refuse_privileged(linux: Spec) -> None:
-    """Recognise --privileged by what only it does: it allows every device there is."""
+    """Recognise --privileged by what only it does: it lets every device be read or written."""
     for rule in (linux.get("resources") or {}).get("devices") or []:
-        if (
-            rule.get("allow")
-            and rule.get("type", "a") == "a"
-            and rule.get("major") is None
-            and rule.get("minor") is None
-            and set("rwm") <= set(rule.get("access", ""))
-        ):
+        numbers = {rule.get("major"), rule.get("minor")}
+        if rule.get("allow") and numbers <= {None, -1} and set("rw") & set(rule.get("access", "")):
             raise Refused(
-                "--privileged gives a container the host: a system container needs no such thing; "
-                "leave that option out"
+                "--privileged (or a rule for all devices) gives a container the host: a system "
+                "container needs no such thing; leave that option out"
             )

@@ -178,8 +178,8 @@ class Stage:
                 os.close(content)
         os.rename(unfinished, backing)
 
-    def show_spec(self, bundle: str, spec: Spec) -> None:
-        """Let the runtime and its hooks read ``spec`` as the bundle's config.json.
+    def show_spec(self, spec: Spec) -> None:
+        """Let the runtime and its hooks read ``spec`` as config.json of the bundle we are in.
 
         Only in our mount namespace: the bundle itself stays as its owner wrote it, and with it
         whatever else reads it.
@@ -188,9 +188,7 @@ class Stage:
         with open(path, "x", encoding="utf-8") as file:
             json.dump(spec, file)
         os.chmod(path, 0o600)
-        mounts.place(
-            syscalls.open_tree(syscalls.AT_FDCWD, path), os.path.join(bundle, "config.json")
-        )
+        mounts.place(syscalls.open_tree(syscalls.AT_FDCWD, path), "config.json")
 
     def _restack(self, mount: mounts.Mount) -> None:
         """Mount an overlay like ``mount`` at ``rootfs``, over shifted clones of its layers.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from sysfsd.errors import Refused, UsageError
@@ -17,11 +19,29 @@ def test_our_flags_are_taken_out_and_everything_else_is_passed() -> None:
     line = CommandLine(["--control", "/s", "--config=/c", *SHIM_CREATE])
 
     assert line.ours == {"control": "/s", "config": "/c"}
-    assert line.passed == SHIM_CREATE
     assert line.subcommand == "create"
-    assert line.flag("bundle", "b") == "/run/b"
+    assert line.flag("bundle") == "/run/b"
     assert line.operands == ["abc123"]
     assert line.shared["log"] == "/run/b/log.json"
+
+
+def test_the_runtime_gets_what_we_understood_and_its_bundle_as_working_directory() -> None:
+    """runc and crun read ``-b=x`` and repeated flags differently, each other and us."""
+    line = CommandLine(["create", "-b=/run/b", "--pid-file=pid", "--preserve-fds", "2", "-d", "x"])
+
+    assert line.flag("bundle") == "/run/b"
+    assert line.passed == [
+        "create",
+        *("--pid-file", os.path.abspath("pid")),
+        *("--preserve-fds", "2", "--detach", "x"),
+    ]
+    assert not {"--bundle", "/run/b"} & set(CommandLine(SHIM_CREATE).passed)
+
+
+def test_other_subcommands_are_passed_as_they_are() -> None:
+    words = ["--root", "/r", "kill", "--all", "x", "9"]
+
+    assert CommandLine(words).passed == words
 
 
 def test_a_value_that_looks_like_a_subcommand() -> None:
@@ -36,7 +56,7 @@ def test_a_value_that_looks_like_a_subcommand() -> None:
 def test_every_spelling_of_the_bundle(words: list[str]) -> None:
     line = CommandLine(["create", *words])
 
-    assert line.flag("bundle", "b") == "/x"
+    assert line.flag("bundle") == "/x"
     assert line.operands == ["id"]
 
 
@@ -73,6 +93,13 @@ def test_a_flag_without_its_value() -> None:
         ["run", "--bundle", "/b"],
         ["create", "x", "--bundle", "/b"],
         ["invent", "x"],
+        ["run", "--help=false", "--bundle", "/b", "x"],
+        ["run", "-h=0", "x"],
+        ["--debug=false", "run", "x"],
+        ["run", "--bundle", "/good", "-b", "/evil", "x"],
+        ["run", "--bundle", "/good", "--bundle=/evil", "x"],
+        ["--root", "/a", "--root", "/b", "run", "x"],
+        ["run", "--no-pivot", "x"],
     ],
     ids=" ".join,
 )

@@ -242,6 +242,31 @@ class TestRefusals:
         with pytest.raises(Refused, match="user namespace"):
             self.check(docker)
 
+    @pytest.mark.parametrize(
+        "rules",
+        [
+            [{"allow": True, "access": "rwm"}],
+            [{"allow": True, "type": "", "access": "rw"}],
+            [{"allow": True, "type": "a", "major": -1, "minor": -1, "access": "rwm"}],
+            [{"allow": True, "type": "b", "access": "r"}],
+        ],
+    )
+    def test_all_devices_however_spelled(
+        self, docker: dict[str, Any], rules: list[dict[str, Any]]
+    ) -> None:
+        docker["linux"]["resources"]["devices"] = rules
+        with pytest.raises(Refused, match="all devices"):
+            self.check(docker)
+
+    def test_leave_to_make_nodes_is_not_leave_to_use_them(self, docker: dict[str, Any]) -> None:
+        docker["linux"]["resources"]["devices"] = [{"allow": True, "type": "c", "access": "m"}]
+        self.check(docker)
+
+    def test_a_mapping_without_a_host_id(self, docker: dict[str, Any]) -> None:
+        docker["linux"]["uidMappings"] = [{"containerID": 0, "size": 10}]
+        with pytest.raises(Refused, match="host's root"):
+            self.check(docker)
+
     @pytest.mark.parametrize("key", ["uidMappings", "gidMappings"])
     def test_mappings_onto_the_hosts_root(self, docker: dict[str, Any], key: str) -> None:
         docker["linux"][key] = [

@@ -86,6 +86,20 @@ def test_the_bundle_on_disk_stays_as_its_owner_wrote_it(
     assert (bundle.path / "config.json").read_bytes() == before
 
 
+def test_the_bundle_is_the_one_that_the_kernel_finds(
+    runtime: Runtime, new_bundle: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    """``LINK/..`` is the parent of what the link leads to, not the link's own."""
+    bundle, other = new_bundle("echo", "this"), new_bundle("echo", "other")
+    inside = bundle.path / "inside"
+    inside.mkdir()
+    link = other.path / "link"
+    link.symlink_to(inside)
+    output = runtime("run", f"--bundle={link}/..", bundle.path.name)
+
+    assert output.split() == ["this"]
+
+
 def test_limits_cannot_be_raised_from_inside(
     runtime: Runtime, new_bundle: Callable[..., Bundle]
 ) -> None:
@@ -260,6 +274,26 @@ class TestRefusals:
             os.mkfifo(config)
 
         assert "config.json" in self.refused(runtime, bundle)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"root": {}},
+            {"mounts": [None]},
+            {"LINUX": {"namespaces": []}},
+            {"linux": {"namespaces": ["x"]}},
+            {"process": 7},
+        ],
+        ids=str,
+    )
+    def test_a_spec_that_is_none(
+        self, runtime: Runtime, new_bundle: Callable[..., Bundle], change: dict[str, object]
+    ) -> None:
+        bundle = new_bundle("id")
+        bundle.spec.update(change)
+        bundle.save()
+
+        assert self.refused(runtime, bundle).startswith("sysfsd-runc: ")
 
     def test_no_daemon(
         self, runtime: Runtime, new_bundle: Callable[..., Bundle], tmp_path: Path
