@@ -6,6 +6,7 @@ import os
 import re
 import select
 import signal
+import time
 from typing import TYPE_CHECKING
 
 from sysfsd.attach import attach, detach
@@ -17,9 +18,10 @@ from sysfsd.kernel.cgroups import read_cgroup_paths
 from sysfsd.kernel.procfs import init_of_pid_namespace, pid_namespace
 
 if TYPE_CHECKING:
-    from typing import NoReturn
-
     from sysfsd.kernel.cgroups import CgroupPaths
+
+_AT_ONCE = 32
+"""Processes that `take_all_views` has at work."""
 
 _ENGINE_ID = re.compile(r"[0-9a-f]{64}")
 
@@ -28,7 +30,7 @@ def give_views(client: Client, pid: int, container: str | None) -> tuple[str, li
     """Register the container of a process and attach its views; returns its id and the views."""
     init_pid, init = _open_init(pid)
     known = _registered_id(client, init_pid)
-    container = check_id(container or known or _id_of(init_pid))
+    container = check_id(container or known or _id_of(init_pid, client))
     registered = client.call("register", {"id": container}, [init])
     try:
         covered = attach(
@@ -66,42 +68,51 @@ def take_all_views(client: Client, patience: float = 1.0) -> list[str]:
     process of its own: one that mounted a file system of its own over /proc can make whoever looks
     there wait, but only for ``patience`` seconds, and only for itself.
     """
-    left = []
-    for each in client.call("list", {})["containers"]:
-        child = os.fork()
-        if child == 0:
-            _take_in_child(client.path, each["pid"])
-        pidfd = os.pidfd_open(child)
-        try:
-            if not select.select([pidfd], [], [], patience)[0]:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                left.append(str(each["id"]))
-            elif os.waitpid(child, 0)[1] != 0:
-                left.append(str(each["id"]))
-        finally:
-            os.close(pidfd)
+    containers = client.call("list", {})["containers"]
+    left: list[str] = []
+    for start in range(0, len(containers), _AT_ONCE):
+        children = {
+            _take_in_child(client.path, each["pid"]): str(each["id"])
+            for each in containers[start : start + _AT_ONCE]
+        }
+        deadline = time.monotonic() + patience
+        for child, container in children.items():
+            pidfd = os.pidfd_open(child)
+            try:
+                if not select.select([pidfd], [], [], max(0, deadline - time.monotonic()))[0]:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    left.append(container)
+                elif os.waitpid(child, 0)[1] != 0:
+                    left.append(container)
+            finally:
+                os.close(pidfd)
     return left
 
 
-def _take_in_child(control: str, pid: int) -> NoReturn:
-    status = 1
-    try:
-        with Client(control) as client:
-            take_views(client, pid)
-        status = 0
-    finally:
-        os._exit(status)
+def _take_in_child(control: str, pid: int) -> int:
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            with Client(control) as client:
+                take_views(client, pid)
+            status = 0
+        finally:
+            os._exit(status)
+    return child
 
 
 def id_from_cgroup(cgroup: CgroupPaths) -> str | None:
     """The id that an engine gave a container, as the name of its cgroup has it; pure.
+
+    The first name on the way down: those below it are the container's own choice.
 
     Docker: ``/docker/<id>`` or ``docker-<id>.scope``; Podman, CRI-O and containerd are alike.
     """
     for _controller, path in cgroup.entries:
         found = _ENGINE_ID.findall(path)
         if found:
-            return str(found[-1])
+            return str(found[0])
     return None
 
 
@@ -134,5 +145,8 @@ def _registered_id(client: Client, init_pid: int) -> str | None:
     return None
 
 
-def _id_of(init_pid: int) -> str:
-    return id_from_cgroup(read_cgroup_paths(init_pid)) or f"pid-{init_pid}"
+def _id_of(init_pid: int, client: Client) -> str:
+    found = id_from_cgroup(read_cgroup_paths(init_pid))
+    # One that is taken is the container's around this one.
+    taken = {each["id"] for each in client.call("list", {})["containers"]}
+    return f"pid-{init_pid}" if found is None or found in taken else found

@@ -104,7 +104,7 @@ def _pidfd_of_thread(tid: int) -> int:
         return os.pidfd_open(tid, _PIDFD_THREAD)
     except OSError:
         # Before Linux 6.9. All threads of a process are in one user namespace (unshare(2)).
-        for line in read_text(f"/proc/{tid}/status").splitlines():
+        for line in read_text(f"/proc/{tid}/status").split("\n"):
             if line.startswith("Tgid:"):
                 return os.pidfd_open(int(line.split()[1]))
         raise

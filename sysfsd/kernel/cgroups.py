@@ -44,7 +44,8 @@ class CgroupPaths:
     def parse(cls, text: str) -> CgroupPaths:
         """Parse /proc/<pid>/cgroup: lines of ``hierarchy:controller,controller:/path``."""
         entries: list[tuple[str, str]] = []
-        for line in text.splitlines():
+        # Not splitlines(): a container names its cgroups, with characters that it splits at, too.
+        for line in text.split("\n"):
             fields = line.split(":", 2)
             if len(fields) == 3:
                 entries.extend((name, fields[2]) for name in fields[1].split(","))
@@ -327,7 +328,7 @@ def _walk(fd: int, path: str, budget: list[int], depth: int) -> Iterator[Level]:
 
 
 def _parse_hierarchies(text: str, base: str) -> Iterator[Hierarchy]:
-    for line in text.splitlines():
+    for line in text.split("\n"):
         before, _, after = line.partition(" - ")
         fields, options = before.split(" "), after.split(" ")
         if len(fields) < 6 or len(options) < 3 or options[0] not in ("cgroup", "cgroup2"):

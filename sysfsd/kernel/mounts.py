@@ -43,7 +43,9 @@ def parse_mountinfo(lines: Iterable[str]) -> list[Mount]:
     """Parse a mount table, in its order: of two mounts at one place the later is on top."""
     mounts = []
     for line in lines:
-        fields = line.split()
+        # By spaces and nothing else: the kernel escapes the characters that it separates by
+        # (show_mountinfo), and a user with fusermount may have all others in a mount point.
+        fields = line.rstrip("\n").split(" ")
         separator = fields.index("-", 6)
         mounts.append(
             Mount(
@@ -58,7 +60,7 @@ def parse_mountinfo(lines: Iterable[str]) -> list[Mount]:
 
 def read_mounts(path: str = "/proc/self/mountinfo") -> list[Mount]:
     """Read our own mount namespace's table."""
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         return parse_mountinfo(file)
 
 

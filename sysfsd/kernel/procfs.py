@@ -109,7 +109,7 @@ def parse_task_stat(text: str) -> TaskStat:
 
 def parse_ns_pids(status: str) -> tuple[int, ...]:
     """Return the ``NSpid`` line of /proc/<tid>/status: outermost namespace (the reader's) first."""
-    for line in status.splitlines():
+    for line in status.split("\n"):
         if line.startswith("NSpid:"):
             return tuple(int(field) for field in line.split()[1:])
     return ()

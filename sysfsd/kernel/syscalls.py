@@ -67,6 +67,8 @@ PR_SET_SECUREBITS = 28
 SECBIT_NO_SETUID_FIXUP = 1 << 2
 
 # linux/magic.h
+CGROUP_SUPER_MAGIC = 0x27E0EB
+CGROUP2_SUPER_MAGIC = 0x63677270
 PROC_SUPER_MAGIC = 0x9FA0
 SYSFS_MAGIC = 0x62656572
 FUSE_SUPER_MAGIC = 0x65735546
@@ -78,6 +80,8 @@ _SYS_FSCONFIG = 431
 _SYS_FSPICK = 433
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
+
+_OPENAT2_TRIES = 128
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -260,13 +264,17 @@ def reconfigure(root: int) -> None:
 def openat2(dirfd: int, path: str, flags: int, resolve: int) -> int:
     """openat2(2): the only way to say how a path may be resolved."""
     how = _OpenHow(flags=flags | os.O_CLOEXEC, resolve=resolve)
-    fd = _syscall(
-        _SYS_OPENAT2,
-        ctypes.c_int(dirfd),
-        ctypes.c_char_p(os.fsencode(path)),
-        ctypes.byref(how),
-        ctypes.c_size_t(ctypes.sizeof(how)),
-    )
+    for _ in range(_OPENAT2_TRIES):
+        fd = _syscall(
+            _SYS_OPENAT2,
+            ctypes.c_int(dirfd),
+            ctypes.c_char_p(os.fsencode(path)),
+            ctypes.byref(how),
+            ctypes.c_size_t(ctypes.sizeof(how)),
+        )
+        # Something was renamed anywhere while ".." was followed within a root: try again.
+        if fd >= 0 or ctypes.get_errno() != errno.EAGAIN:
+            break
     if fd < 0:
         raise _fail("openat2", path)
     return fd

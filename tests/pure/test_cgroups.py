@@ -182,3 +182,13 @@ def test_no_descriptor_is_left_open() -> None:
     with pytest.raises(FileNotFoundError):
         Cgroup(1, f"{V1}/sys/fs/cgroup/memory", "/engine/gone/x").read("x")
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("odd", ["\x0b", "\x0c", "\r", "\x1c", "\x85", "\u2028"])
+def test_a_container_names_its_cgroups(odd: str) -> None:
+    """Nothing but a newline ends a line, and that the kernel refuses in a name."""
+    text = f"8:pids:/docker/own/x{odd}4:memory:/docker/victim\n4:memory:/docker/own\n"
+    paths = CgroupPaths.parse(text)
+
+    assert paths.get("memory") == "/docker/own"
+    assert len(paths.entries) == 2

@@ -102,7 +102,8 @@ def test_a_container_by_the_beginning_of_its_id() -> None:
         ("/docker/" + "a1" * 32, "a1" * 32),
         ("/system.slice/docker-" + "b2" * 32 + ".scope", "b2" * 32),
         ("/machine.slice/libpod-" + "c3" * 32 + ".scope/container", "c3" * 32),
-        ("/docker/" + "a1" * 32 + "/docker/" + "d4" * 32, "d4" * 32),
+        # What is below the engine's is named by whoever runs in there.
+        ("/docker/" + "a1" * 32 + "/docker/" + "d4" * 32, "a1" * 32),
         ("/user.slice", None),
     ],
 )

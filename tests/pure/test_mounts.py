@@ -45,3 +45,12 @@ def test_layers_named_one_by_one() -> None:
     lowers, _ = parse_overlay("rw,lowerdir+=/a,lowerdir+=/b:c")
 
     assert lowers == ["/a", "/b:c"]
+
+
+def test_only_what_the_kernel_escapes_separates() -> None:
+    """A user with fusermount may mount at a directory of any name."""
+    odd = "A\x0brw\x0b-\x0bcgroup\x0bx\x0brw,memory\r\x1c\u2028"
+    line = f"27 1 0:50 / /home/{odd} rw - fuse me rw\n"
+    (mount,) = parse_mountinfo([line])
+
+    assert (mount.point, mount.fstype) == (f"/home/{odd}", "fuse")
