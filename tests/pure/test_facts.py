@@ -13,6 +13,7 @@ from sysfsd.facts.collector import Facts, FactsCollector
 from sysfsd.facts.cpuclock import CpuUsage
 from sysfsd.facts.host import boottime_ns, process_started
 from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree, read_cgroup_paths
+from sysfsd.views import VIEWS, View
 
 FIXTURES = Path(__file__).parent / "fixtures"
 V1_PID = int((FIXTURES / "cgroup-v1/pid").read_text())
@@ -301,3 +302,42 @@ def test_our_own_facts() -> None:
     assert own.cpu.visible.value >= 1
     assert own.started.value == 0
     assert 0 < process_started(os.getpid()) * 1e9 <= boottime_ns()
+
+
+RECORDED = "cgroup-v2-recorded"
+SCOPE = "docker-2892f5bb456e9429ca4a2e42176e0abe599930a56a3b775d176d12752995e6df.scope"
+
+
+def test_a_recorded_v2_container() -> None:
+    base = FIXTURES / RECORDED
+    scope = CgroupPaths((("", f"/sysfsdtest.slice/{SCOPE}"),))
+    found = collector(base).facts(Record(1, 7378, 90.5, scope))
+
+    assert found.memory.total.value == 64 * MIB
+    assert found.memory.used.value == 63746048
+    assert found.memory.swap_total.value == 128 * MIB
+    assert 0 < found.memory.swap_used.value <= 128 * MIB
+    assert found.cpu.cpuset.value == (1,)
+    assert found.cpu.quota is not None
+    assert found.cpu.quota.value == 2  # 1.5, the slice's
+    assert found.cpu.visible.value == 1
+    assert found.cpu_times.clock.usage == (6553809000, 4607453000)
+
+
+def test_where_the_container_moved_itself_its_limits_are_the_same() -> None:
+    base = FIXTURES / RECORDED
+    paths = read_cgroup_paths(7378, str(base / "proc"))
+    assert (paths.get("") or "").endswith("/leaf")
+    found = collector(base).facts(Record(1, 7378, 90.5, paths))
+
+    assert found.memory.total.value == 64 * MIB
+    assert (found.cpu.visible.value, found.cpu.cpuset.value) == (1, (1,))
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.path)
+def test_every_view_of_a_recorded_v2_container(view: View) -> None:
+    base = FIXTURES / RECORDED
+    scope = CgroupPaths((("", f"/sysfsdtest.slice/{SCOPE}"),))
+    text = view.render(collector(base).facts(Record(1, 7378, 90.5, scope))).decode()
+
+    assert text.endswith("\n")
