@@ -32,16 +32,26 @@ class Check(NamedTuple):
 def examine(config: Config, control: str) -> list[Check]:
     """Look at everything."""
     return [
+        kernel(os.uname().release),
         _fuse(),
         _user_namespaces(),
         _idmapped_mounts(),
         _pidfd(),
-        _resend(),
         _subids("/etc/subuid", config.subid_user),
         _subids("/etc/subgid", config.subid_user),
         _runtime(config.runtime),
         _daemon(control),
     ]
+
+
+def kernel(release: str) -> Check:
+    """Whether a kernel of that release will do; pure."""
+    return Check(
+        "Linux",
+        kernel_version(release) >= (5, 19),
+        release,
+        "use Linux 5.19 or later: before, the layers of an overlay can't be idmapped",
+    )
 
 
 def _fuse() -> Check:
@@ -67,7 +77,7 @@ def _idmapped_mounts() -> Check:
         "mount_setattr(2)",
         known,
         "known to this kernel" if known else "unknown to this kernel",
-        "use Linux 5.12 or later: container root file systems are idmapped",
+        "use Linux 5.19 or later: container root file systems are idmapped",
     )
 
 
@@ -80,17 +90,7 @@ def _pidfd() -> Check:
         "pidfd_open(2)",
         known,
         "known to this kernel" if known else "unknown to this kernel",
-        "use Linux 5.3 or later",
-    )
-
-
-def _resend() -> Check:
-    release = os.uname().release
-    return Check(
-        "FUSE resend",
-        kernel_version(release) >= (6, 9),
-        f"Linux {release}",
-        "use Linux 6.9 or later, or containers see errors while the daemon restarts",
+        "use Linux 5.19 or later: processes are named by pidfds",
     )
 
 
@@ -109,7 +109,7 @@ def _subids(path: str, user: str) -> Check:
         path,
         bool(found),
         f"room for {len(found)} containers of user {user!r}",
-        f"echo {user}:1000000:6553600 | sudo tee -a {path} (if no other line uses these ids)",
+        ranges.command(user, path),
     )
 
 

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 SIZE = 65536
 """Ids of one container."""
 
+_SUGGESTED = "10000000:6553600"
+"""Ids for 100 containers, far above what useradd(8) gives to people; as the README has it."""
+
 _MAX_ID = (1 << 32) - 2
 """4294967295 is no id: it is how system calls say "leave as it is"."""
 
@@ -82,8 +85,12 @@ def overlaps(candidate: IdRange, uids: Iterable[tuple[int, int]]) -> bool:
 
 def advice(user: str, problem: str) -> str:
     """One line that says which lines to add."""
+    return f"{problem}; add ranges of {SIZE} ids: {command(user, '/etc/subuid', '/etc/subgid')}"
+
+
+def command(user: str, *paths: str) -> str:
+    """What to type so that a user has ranges."""
     return (
-        f"{problem}; add ranges of {SIZE} ids: "
-        f"echo {user}:1000000:6553600 | sudo tee -a /etc/subuid /etc/subgid "
+        f"echo '{user}:{_SUGGESTED}' | sudo tee -a {' '.join(paths)} "
         "(if no other line uses these ids)"
     )

@@ -42,7 +42,8 @@ def check_id(value: object) -> str:
     It becomes the name of a directory.
     """
     if not isinstance(value, str) or not _ID.fullmatch(value) or value in {".", ".."}:
+        shown = repr(value[:80]) if isinstance(value, str) else "this"
         raise InvalidRequest(
-            "not a container id: it has 1 to 255 letters, digits, '_', '+', '-' or '.'"
+            f"{shown} is not a container id: it has 1 to 255 letters, digits, '_', '+', '-' or '.'"
         )
     return value

@@ -263,7 +263,7 @@ def test_ranges_are_bound_to_processes(tmp_path: Path) -> None:
     with serving(tmp_path, "--config", str(config)) as daemon:
         pidfd = os.pidfd_open(os.getpid())
         try:
-            with pytest.raises(NoRangeLeft, match=f"{user}:1000000:6553600"):
+            with pytest.raises(NoRangeLeft, match=f"{user}:10000000:6553600"):
                 daemon.call("reserve", pidfd, id="web")
         finally:
             os.close(pidfd)

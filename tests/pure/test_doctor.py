@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sysfsd.doctor import kernel_version
+from sysfsd.doctor import kernel, kernel_version
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,12 @@ from sysfsd.doctor import kernel_version
 )
 def test_kernel_version(release: str, version: tuple[int, int]) -> None:
     assert kernel_version(release) == version
+
+
+@pytest.mark.parametrize(
+    ("release", "ok"), [("5.18.19", False), ("5.19.0-50-generic", True), ("6.1.0-37-amd64", True)]
+)
+def test_a_kernel_that_idmaps_overlays(release: str, ok: bool) -> None:
+    check = kernel(release)
+    assert (check.ok, check.found) == (ok, release)
+    assert "5.19" in check.fix

@@ -69,7 +69,7 @@ def test_none_left_and_what_to_do() -> None:
     with pytest.raises(NoRangeLeft):
         ranges.choose([], frozenset(), None)
     advice = ranges.advice("sysfsd", "none")
-    assert "sysfsd:1000000:6553600" in advice
+    assert "sysfsd:10000000:6553600" in advice
     assert "/etc/subuid /etc/subgid" in advice
 
 
@@ -95,5 +95,8 @@ def test_ids(value: str) -> None:
 
 @pytest.mark.parametrize("value", ["", ".", "..", "a/b", "a\n", "\n", "a" * 256, "ä", None, 1])
 def test_what_is_no_id(value: object) -> None:
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequest) as raised:
         check_id(value)
+    said = str(raised.value)
+    assert said.startswith(repr(value)[:80] if isinstance(value, str) else "this is not")
+    assert len(said) < 200

@@ -119,7 +119,7 @@ async def test_without_configuration_and_with_a_dead_process(
 ) -> None:
     (tmp_path / "subgid").unlink()
     reservations = Reservations(nursery, **files)
-    with pytest.raises(NoRangeLeft, match="nobody-at-all:1000000"):
+    with pytest.raises(NoRangeLeft, match="nobody-at-all:10000000:"):
         reservations.reserve("web", processes().pidfd)
     dead = processes()
     dead.end()
