@@ -58,7 +58,7 @@ async def serve(config: Config) -> None:
         stack.enter_context(state.locked(config.state_dir))
         stage = state.make_stage(config.state_dir)
         os.makedirs(os.path.dirname(config.control), mode=0o711, exist_ok=True)
-        device.prepare_mountpoint(config.mountpoint)
+        device.prepare_mountpoint(config.mountpoint, make=True)
         # Whoever connects before we are ready waits.
         listener = stack.enter_context(listening(config.control))
 
@@ -131,7 +131,7 @@ async def mount(directory: str, control: str) -> None:
     limit = RateLimit()
     async with AsyncExitStack() as stack:
         signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
-        device.prepare_mountpoint(directory)
+        device.prepare_mountpoint(directory, make=False)
         background = await stack.enter_async_context(trio.open_nursery())
         stack.callback(background.cancel_scope.cancel)
 

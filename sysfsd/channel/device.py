@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sysfsd.channel import packets
-from sysfsd.errors import SysfsdError
+from sysfsd.errors import SysfsdError, UsageError
 from sysfsd.kernel import mounts, syscalls
 
 if TYPE_CHECKING:
@@ -59,10 +59,11 @@ def unmount(mountpoint: str) -> None:
             raise
 
 
-def prepare_mountpoint(mountpoint: str) -> None:
-    """Make the directory, and clear away the dead mount of a predecessor that was killed.
+def prepare_mountpoint(mountpoint: str, *, make: bool) -> None:
+    """Clear away the dead mount of a predecessor that was killed; ``make`` the directory, or not.
 
-    Raises ``SysfsdError`` when something alive is mounted there.
+    Raises ``UsageError`` when there is no directory, ``SysfsdError`` when something alive is
+    mounted there.
     """
     while True:
         try:
@@ -71,15 +72,23 @@ def prepare_mountpoint(mountpoint: str) -> None:
             os.statvfs(mountpoint)
             break
         except FileNotFoundError:
+            if not make:
+                raise UsageError(
+                    f"{mountpoint} is not there; make it first: mkdir {mountpoint}"
+                ) from None
             os.makedirs(mountpoint, mode=0o755)
+        except NotADirectoryError:
+            break
         except OSError as error:
             if error.errno != errno.ENOTCONN:
                 raise
             syscalls.umount(mountpoint, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+    if not os.path.isdir(mountpoint):
+        raise UsageError(f"{mountpoint} is not a directory")
     there = mounts.mount_at(mounts.read_mounts(), os.path.realpath(mountpoint))
     if there is not None and there.fstype == FSTYPE:
         raise SysfsdError(
-            f"another sysfsd is mounted at {mountpoint}; stop it, or choose another --mountpoint"
+            f"another sysfsd is mounted at {mountpoint}; stop it, or choose another directory"
         )
 
 

@@ -83,6 +83,14 @@ def test_somebody_elses_mountpoint_is_refused(daemon: Serving, tmp_path: Path) -
     assert done.returncode == 1
     assert "another sysfsd is mounted" in done.stderr
     assert daemon.mountpoint.is_mount()
+    # The same for those who have no --mountpoint to choose.
+    done = sysfsd("mount", str(daemon.mountpoint))
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"sysfsd: another sysfsd is mounted at {daemon.mountpoint}; stop it, "
+        "or choose another directory\n"
+    )
+    assert daemon.mountpoint.is_mount()
 
 
 def test_what_a_killed_predecessor_left_is_cleared(tmp_path: Path) -> None:
@@ -208,6 +216,19 @@ def test_mount_in_the_foreground_stops_cleanly(tmp_path: Path) -> None:
         assert process.wait(20) == 0
     assert not directory.is_mount()
     assert json.loads(log.read_text().splitlines()[-1])["event"] == "unmounted"
+
+
+def test_mount_makes_no_directory(tmp_path: Path) -> None:
+    absent, file = tmp_path / "absent", tmp_path / "file"
+    file.touch()
+    for path, message in (
+        (absent, f"{absent} is not there; make it first: mkdir {absent}"),
+        (file, f"{file} is not a directory"),
+        (file / "below", f"{file / 'below'} is not a directory"),
+    ):
+        done = sysfsd("mount", str(path))
+        assert (done.returncode, done.stderr) == (2, f"sysfsd: {message}\n")
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_expected_complaints_only(expected_log: ExpectedLog) -> None:
