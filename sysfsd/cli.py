@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sysfsd import __version__
 from sysfsd.config import load
@@ -23,11 +24,16 @@ if TYPE_CHECKING:
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
+_CELL = 48
+"""Columns of a terminal that a value in a table may take."""
+
+_OF_A_PROCESS = re.compile(r"/proc/(\d+)(?:/|$)")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status (see ``errors``). Never shows a traceback."""
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         run: Callable[[argparse.Namespace], int] = options.run
         return run(options)
     except SysfsdError as error:
@@ -36,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except PermissionError as error:
-        return _fail(f"{error.strerror or error}: {error.filename or ''}; run it as root", 1)
+        return _fail(_denied(error, os.geteuid()), 1)
     except OSError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
@@ -48,8 +54,31 @@ def _fail(message: str, status: int) -> int:
     return status
 
 
+def _denied(error: PermissionError, user: int) -> str:
+    """What to tell a user, given by an effective uid; pure."""
+    path = str(error.filename or "")
+    what = f"{error.strerror or error}{path and f': {path}'}"
+    if user != 0:
+        return f"{what}; run it as root"
+    process = _OF_A_PROCESS.match(path)
+    if process:
+        return (
+            f"may not look into process {process[1]}: it has more privileges than this shell; "
+            "run it as the host's root"
+        )
+    return f"{what}; this shell's root lacks a privilege: run it as the host's"
+
+
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are a line, as all of ours; the subcommands' parsers are of its class."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ``UsageError``."""
+        raise UsageError(f"{message}; see: {self.prog} --help")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="sysfsd",
         description="Give each container its own view of /proc and /sys.",
         epilog="Exit status: 0 done, 1 failed, 2 usage, 3 no such container or path, "
@@ -165,7 +194,7 @@ def _show(options: argparse.Namespace) -> int:
     if options.json:
         return _print_json(answer)
     if options.explain:
-        rows = [(each["name"], each["value"], each["source"]) for each in answer["sources"]]
+        rows = [(each["name"], _brief(each["value"]), each["source"]) for each in answer["sources"]]
         _print_table(("NAME", "VALUE", "SOURCE"), rows)
     else:
         sys.stdout.write(answer["text"])
@@ -249,6 +278,14 @@ def _find(name: str, containers: Iterable[dict[str, Any]]) -> str:
 def _print_json(value: object) -> int:
     print(json.dumps(value, indent=2))
     return 0
+
+
+def _brief(value: str) -> str:
+    """The beginning of a value: at most one line, at most a column; pure."""
+    first, newline, _rest = value.expandtabs(1).partition("\n")
+    if not newline and len(first) <= _CELL:
+        return first
+    return f"{first[: _CELL - 2].rstrip()} …"
 
 
 def _print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

@@ -78,7 +78,7 @@ def load(path: str | None = None) -> Config:
     try:
         document = tomllib.loads(data.decode())
     except ValueError as error:  # of the encoding, or of the grammar
-        raise UsageError(f"{source}: {error}") from None
+        raise UsageError(f"{source} is not valid TOML: {error}") from None
     return from_document(document, source)
 
 
