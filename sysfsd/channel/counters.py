@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 from sysfsd.channel.packets import name_of
@@ -13,6 +14,8 @@ class OpcodeCounters:
 
     requests: int = 0
     errors: int = 0
+    unsupported: int = 0
+    """Answered with ENOSYS: how a file system tells the kernel to ask no more. No errors."""
     total_ns: int = 0
     longest_ns: int = 0
 
@@ -33,10 +36,11 @@ class ChannelCounters:
             counters = self._by_opcode[opcode] = OpcodeCounters()
         return counters
 
-    def answered(self, opcode: int, nanoseconds: int, *, error: bool) -> None:
-        """Count one reply."""
+    def answered(self, opcode: int, nanoseconds: int, *, error: int) -> None:
+        """Count one reply; ``error`` is 0 or an errno, negative as in the reply."""
         counters = self.of(opcode)
-        counters.errors += error
+        counters.unsupported += error == -errno.ENOSYS
+        counters.errors += error not in {0, -errno.ENOSYS}
         counters.total_ns += nanoseconds
         counters.longest_ns = max(counters.longest_ns, nanoseconds)
 
@@ -47,6 +51,7 @@ class ChannelCounters:
                 name_of(opcode): {
                     "count": counters.requests,
                     "errors": counters.errors,
+                    "unsupported": counters.unsupported,
                     "mean_us": round(counters.total_ns / max(1, counters.requests) / 1000, 1),
                     "longest_us": round(counters.longest_ns / 1000, 1),
                 }

@@ -140,5 +140,5 @@ class Relay:
                     self.counters.lost_replies += 1  # the caller was killed meanwhile
                 if opcode:
                     elapsed = time.perf_counter_ns() - started
-                    self.counters.answered(opcode, elapsed, error=reply.error != 0)
+                    self.counters.answered(opcode, elapsed, error=reply.error)
                 self._room.set()

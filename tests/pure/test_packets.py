@@ -102,9 +102,15 @@ def test_counters() -> None:
     counters = ChannelCounters()
     for nanoseconds in (1000, 3000):
         counters.of(Opcode.GETATTR).requests += 1
-        counters.answered(Opcode.GETATTR, nanoseconds, error=nanoseconds == 3000)
+        counters.answered(Opcode.GETATTR, nanoseconds, error=-5 if nanoseconds == 3000 else -38)
     counters.of(4242).requests += 1
     assert counters.as_dict()["requests"] == {
-        "getattr": {"count": 2, "errors": 1, "mean_us": 2.0, "longest_us": 3.0},
-        "4242": {"count": 1, "errors": 0, "mean_us": 0.0, "longest_us": 0.0},
+        "getattr": {
+            "count": 2,
+            "errors": 1,
+            "unsupported": 1,
+            "mean_us": 2.0,
+            "longest_us": 3.0,
+        },
+        "4242": {"count": 1, "errors": 0, "unsupported": 0, "mean_us": 0.0, "longest_us": 0.0},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from typing import TYPE_CHECKING
@@ -89,6 +90,17 @@ async def test_there_and_back(
     counted = one.counters.of(Opcode.READ)
     assert (counted.requests, counted.errors) == (1, 1)
     assert counted.total_ns > 0
+
+
+async def test_what_is_not_supported_is_no_error(ends: Ends, nursery: trio.Nursery) -> None:
+    one = relay(ends)
+    nursery.start_soon(one.run)
+    ends.ask(Opcode.OPENDIR, 1)
+    await ends.heard(ends.server)
+    ends.answer(1, error=-errno.ENOSYS)
+    await ends.heard(ends.kernel)
+    counted = one.counters.of(Opcode.OPENDIR)
+    assert (counted.requests, counted.errors, counted.unsupported) == (1, 0, 1)
 
 
 async def test_requests_without_a_reply_go_no_further(ends: Ends, nursery: trio.Nursery) -> None:
