@@ -84,8 +84,10 @@ def swap_free(facts: Facts) -> Size:
 def zswapped(facts: Facts) -> Size:
     """What of its swap is kept compressed in memory, before compression: a part of the swap."""
     memory = facts.memory
-    size = min(memory.stat.get("zswapped", 0), memory.swap_used.value)
-    return Sourced(size, f"zswapped of {memory.stat_source}")
+    size = memory.stat.get("zswapped")
+    if size is None:
+        return memory.part("zswapped")
+    return Sourced(min(size, memory.swap_used.value), f"zswapped of {memory.stat_source}")
 
 
 def commit_limit(facts: Facts) -> Size:

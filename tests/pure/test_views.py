@@ -444,6 +444,17 @@ def test_an_explanation_names_the_ancestor_that_won() -> None:
     assert "/engine/memory.limit_in_bytes (an ancestor's)" in sources["MemTotal"].source
 
 
+def test_an_explanation_names_no_number_that_is_not_there() -> None:
+    for tree, value, source in (
+        ("cgroup-v1", 0, "does not count zswapped"),
+        ("cgroup-v2", 3 * KIB, "zswapped of "),
+    ):
+        items = view("proc/meminfo").explain(recorded(tree))
+        found = next(item for item in items if item.name == "Zswapped")
+        assert found.value == str(value)
+        assert source in found.source
+
+
 def test_the_root_cgroup_has_no_limits_of_its_own() -> None:
     root = Cgroup(1, str(FIXTURES / "cgroup-v1/sys/fs/cgroup/memory"), "/")
     host = FakeHost(parse_meminfo((FIXTURES / "cgroup-v1/proc/meminfo").read_text()))
