@@ -12,6 +12,7 @@ rules are nobody else's. sysfsd too has its own mount point, socket and state.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -105,26 +106,45 @@ def installed(name: str) -> str:
 
 
 @contextmanager
-def subordinate_ids(user: str, *, containers: int) -> Iterator[None]:
+def subordinate_ids(
+    user: str, *, containers: int, directory: Path = Path("/etc")
+) -> Iterator[None]:
     """Give ``user`` ids for so many containers in /etc/subuid and /etc/subgid, for a while."""
-    files = [Path("/etc/subuid"), Path("/etc/subgid")]
-    taken = [
-        int(start) + int(count)
-        for path in files
-        if path.exists()
-        for _, start, count in (line.split(":") for line in path.read_text().splitlines())
-    ]
-    # Above everybody else's, and above what useradd(8) gives by default.
-    line = f"{user}:{max([*taken, 1 << 30])}:{containers * IDS}"
-    try:
-        for path in files:
+    files = [directory / "subuid", directory / "subgid"]
+    with _locked(directory):
+        texts = {path: path.read_text() if path.exists() else "" for path in files}
+        taken = [end for text in texts.values() for end in _ends(text)]
+        # Above everybody else's, and above what useradd(8) gives by default.
+        line = f"{user}:{max([*taken, 1 << 30])}:{containers * IDS}"
+        for path, text in texts.items():
             with path.open("a") as file:
-                file.write(line + "\n")
+                file.write(f"{'' if text.endswith(chr(10)) or not text else chr(10)}{line}\n")
+    try:
         yield
     finally:
-        for path in files:
-            kept = [other for other in path.read_text().splitlines() if other != line]
-            path.write_text("".join(other + "\n" for other in kept))
+        with _locked(directory):
+            for path in files:
+                kept = [other for other in path.read_text().splitlines() if other != line]
+                path.write_text("".join(other + "\n" for other in kept))
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keep other runs of ours off a directory's files (flock(2)); it stays as it is."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _ends(text: str) -> Iterator[int]:
+    """Where the ranges of a file end; lines of another shape have none, as for subuid(5)."""
+    for line in text.splitlines():
+        fields = line.strip().split(":")
+        if len(fields) == 3 and fields[1].isdecimal() and fields[2].isdecimal():
+            yield int(fields[1]) + int(fields[2])
 
 
 def control_socket(directory: Path) -> str:
