@@ -109,11 +109,14 @@ def _in_container(init: int, rootfs: str, work: Callable[[int], list[str]]) -> l
 
 
 def _come_back(home: int) -> None:
+    # A handler's TimeoutError is an OSError, too: none may run before we are back.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         syscalls.setns(home, syscalls.CLONE_NEWNS)
     except OSError:
         os._exit(1)  # better no message than one that is made of a container's files
     os.close(home)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _open_beneath(root: int, view: str) -> int | None:
