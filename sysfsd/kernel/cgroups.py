@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from sysfsd.kernel.mounts import decode
 from sysfsd.kernel.procfs import read_text
 
 if TYPE_CHECKING:
@@ -336,14 +336,9 @@ def _parse_hierarchies(text: str, base: str) -> Iterator[Hierarchy]:
         version = 2 if options[0] == "cgroup2" else 1
         yield Hierarchy(
             version=version,
-            mountpoint=base + _unescape(fields[4]),
-            root=_unescape(fields[3]),
+            mountpoint=base + decode(fields[4]),
+            root=decode(fields[3]),
             # The super options of a v1 mount name its controllers among ordinary options such as
             # "rw" and "release_agent=..."; those that are no controller are never asked for.
             controllers=frozenset(options[2].split(",") if version == 1 else ()),
         )
-
-
-def _unescape(text: str) -> str:
-    """Undo the octal escapes (space, tab, newline, backslash) of mountinfo."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

@@ -145,12 +145,12 @@ def test_files_of_a_running_container_after_cp(
     docker: Docker, start: Start, tmp_path: Path
 ) -> None:
     # docker cp mounts the container's own overlay beside ours.
-    name = start("--workdir", "/work/deep")
+    name = start("--workdir", "/srv/deep")
     (tmp_path / "in").write_text("in")
     for _ in range(2):
-        docker("cp", str(tmp_path / "in"), f"{name}:/work/deep/in")
+        docker("cp", str(tmp_path / "in"), f"{name}:/srv/deep/in")
         docker.shell(
-            name, "echo more >>/work/deep/in; touch /work/deep/own; ls /work/deep >/dev/null"
+            name, "echo more >>/srv/deep/in; touch /srv/deep/own; ls /srv/deep >/dev/null"
         )
     assert docker.exec(name, "ls") == "in\nown"
 
