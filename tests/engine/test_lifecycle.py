@@ -149,9 +149,7 @@ def test_files_of_a_running_container_after_cp(
     (tmp_path / "in").write_text("in")
     for _ in range(2):
         docker("cp", str(tmp_path / "in"), f"{name}:/srv/deep/in")
-        docker.shell(
-            name, "echo more >>/srv/deep/in; touch /srv/deep/own; ls /srv/deep >/dev/null"
-        )
+        docker.shell(name, "echo more >>/srv/deep/in; touch /srv/deep/own; ls /srv/deep >/dev/null")
     assert docker.exec(name, "ls") == "in\nown"
 
 
