@@ -14,7 +14,7 @@ import pyfuse3
 import structlog
 import trio
 
-from sysfsd import __version__, scripts, state
+from sysfsd import __version__, state
 from sysfsd.channel import device
 from sysfsd.channel.counters import ChannelCounters
 from sysfsd.channel.relay import MAX_IN_FLIGHT, Relay
@@ -33,6 +33,7 @@ from sysfsd.filesystem.tree import Tree
 from sysfsd.kernel.cgroups import CgroupTree
 from sysfsd.log import RateLimit
 from sysfsd.notify import notify
+from sysfsd.scripts import START
 from sysfsd.views import VIEWS
 
 if TYPE_CHECKING:
@@ -195,8 +196,7 @@ async def _uncover_containers(control: str) -> None:
 
     In another process, because entering a mount namespace is for those with one thread (setns(2)).
     """
-    start = os.path.join(os.path.dirname(scripts.__file__), "_start.py")
-    command = [sys.executable, "-I", "-S", start, "cli", "detach", "--all", "--control", control]
+    command = [sys.executable, "-I", "-S", START, "cli", "detach", "--all", "--control", control]
     with trio.move_on_after(_UNCOVER_SECONDS) as patience:
         done = await trio.run_process(command, check=False, capture_stderr=True)
         if done.returncode:

@@ -149,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"sysfsd-hook: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_status
-    except (SysfsdError, OSError, TimeoutError) as error:
+    except (SysfsdError, OSError) as error:  # out of time is an OSError, too
         return _failed(str(error), config)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

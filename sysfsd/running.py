@@ -18,6 +18,8 @@ from sysfsd.kernel.cgroups import read_cgroup_paths
 from sysfsd.kernel.procfs import init_of_pid_namespace, pid_namespace
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from sysfsd.kernel.cgroups import CgroupPaths
 
 _AT_ONCE = 32
@@ -29,8 +31,9 @@ _ENGINE_ID = re.compile(r"[0-9a-f]{64}")
 def give_views(client: Client, pid: int, container: str | None) -> tuple[str, list[str]]:
     """Register the container of a process and attach its views; returns its id and the views."""
     init_pid, init = _open_init(pid)
-    known = _registered_id(client, init_pid)
-    container = check_id(container or known or _id_of(init_pid, client))
+    ids = _registered_ids(client)
+    known = ids.get(init_pid)
+    container = check_id(container or known or _id_of(init_pid, ids.values()))
     registered = client.call("register", {"id": container}, [init])
     try:
         covered = attach(
@@ -49,7 +52,7 @@ def give_views(client: Client, pid: int, container: str | None) -> tuple[str, li
 def take_views(client: Client, pid: int) -> tuple[str, list[str]]:
     """Detach the views of a process's container and drop its record."""
     init_pid, init = _open_init(pid)
-    container = _registered_id(client, init_pid)
+    container = _registered_ids(client).get(init_pid)
     if container is None:
         raise NoSuchContainer(f"the container of process {pid} is not registered; see: sysfsd ps")
     views = client.call("register", {"id": container}, [init])["views"]  # the same again
@@ -138,15 +141,14 @@ def _mount_namespace(pid: int) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _registered_id(client: Client, init_pid: int) -> str | None:
-    for each in client.call("list", {})["containers"]:
-        if each["pid"] == init_pid:
-            return str(each["id"])
-    return None
+def _registered_ids(client: Client) -> dict[int, str]:
+    """Pids of the registered containers' inits, and their ids."""
+    containers = client.call("list", {})["containers"]
+    # Of two that were registered for one init, the first.
+    return {each["pid"]: str(each["id"]) for each in reversed(containers)}
 
 
-def _id_of(init_pid: int, client: Client) -> str:
+def _id_of(init_pid: int, taken: Collection[str]) -> str:
     found = id_from_cgroup(read_cgroup_paths(init_pid))
     # One that is taken is the container's around this one.
-    taken = {each["id"] for each in client.call("list", {})["containers"]}
     return f"pid-{init_pid}" if found is None or found in taken else found

@@ -54,6 +54,7 @@ class Methods:
             "pid": os.getpid(),
             "mountpoint": mountpoint,
             "state_dir": state_dir,
+            "stage": stage,
         }
         self._stage = stage
         self._stats = stats

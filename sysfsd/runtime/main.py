@@ -110,7 +110,7 @@ def _prepare_create(line: CommandLine) -> None:
         container = line.operands[0]
         if specs.has_own_user_namespace(spec):
             ids = None
-            stage_directory = os.path.join(client.call("hello", {})["state_dir"], "stage")
+            stage_directory = client.call("hello", {})["stage"]
         else:
             # The reservation lives as long as this process, which is the runtime's from now on,
             # and then as long as the container that its hook registers.
@@ -164,8 +164,9 @@ def _hook(control: str, config: str | None) -> Spec:
     By interpreter and file, with an environment of its own: nothing of the image, and no PATH,
     decides what runs as root here (CVE-2025-23266 is what happens otherwise).
     """
-    script = os.path.join(os.path.dirname(os.path.dirname(__file__)), "scripts", "_start.py")
-    arguments = [sys.executable, "-I", "-S", script, "hook", "--delegate", "--control", control]
+    from sysfsd.scripts import START  # noqa: PLC0415
+
+    arguments = [sys.executable, "-I", "-S", START, "hook", "--delegate", "--control", control]
     if config is not None:
         arguments += ["--config", config]
     return {

@@ -94,18 +94,17 @@ class Stage:
 
         One that is in use keeps the container's overlay from noticing that `docker cp` brought it
         there: nobody could create a file in it any more (ENOTEMPTY). Setting its mode to what it is
-        makes overlayfs copy a directory up, without what is in it.
+        makes overlayfs copy a directory up, without what is in it. Only for an overlay.
         """
-        if not self.overlays:
-            return
+        engines, containers = self.overlays
         for path in directories:
-            directory = _open_beneath(os.path.join(self.directory, "rootfs"), path)
+            directory = _open_beneath(containers, path)
             if directory is not None:
                 os.fchmod(directory, stat.S_IMODE(os.fstat(directory).st_mode))
                 os.close(directory)
         # The engine has looked around in there before us. What it knows is the lower layers', and
         # its copying up would put a directory of its own in the place of ours.
-        syscalls.reconfigure(self.overlays[0])
+        syscalls.reconfigure(engines)
 
     def binds(self, bundle: str, entries: list[Spec]) -> None:
         """Put the sources of bind mounts on the stage and change the entries to their new paths.
@@ -169,7 +168,11 @@ class Stage:
         os.makedirs(unfinished, mode=0o711, exist_ok=True)
         if self._owner is not None and self._userns is None:
             os.chown(unfinished, self._owner.uid, self._owner.gid)
-        content = _open_beneath(root, specs.DOCKER_DATA)
+        base = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            content = _open_beneath(base, specs.DOCKER_DATA)
+        finally:
+            os.close(base)
         if content is not None:
             try:
                 if os.listdir(content):
@@ -279,19 +282,16 @@ class Stage:
         return path
 
 
-def _open_beneath(root: str, path: str) -> int | None:
+def _open_beneath(root: int, path: str) -> int | None:
     """Open a directory of an image, following nothing out of it; ``None`` when it has none."""
-    base = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return syscalls.openat2(
-            base, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, syscalls.RESOLVE_IN_ROOT
+            root, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, syscalls.RESOLVE_IN_ROOT
         )
     except OSError as error:
         if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
             return None
         raise
-    finally:
-        os.close(base)
 
 
 def _copy(directory: int, target: str) -> None:
