@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,7 +14,10 @@ from sysfsd.facts.collector import Facts, FactsCollector
 from sysfsd.facts.cpuclock import CpuUsage
 from sysfsd.facts.host import boottime_ns, process_started
 from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree, read_cgroup_paths
-from sysfsd.views import VIEWS, View
+from tests.support.views import EACH
+
+if TYPE_CHECKING:
+    from sysfsd.views import View
 
 FIXTURES = Path(__file__).parent / "fixtures"
 V1_PID = int((FIXTURES / "cgroup-v1/pid").read_text())
@@ -334,7 +338,7 @@ def test_where_the_container_moved_itself_its_limits_are_the_same() -> None:
     assert (found.cpu.visible.value, found.cpu.cpuset.value) == (1, (1,))
 
 
-@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.path)
+@pytest.mark.parametrize("view", EACH, ids=lambda view: view.path)
 def test_every_view_of_a_recorded_v2_container(view: View) -> None:
     base = FIXTURES / RECORDED
     scope = CgroupPaths((("", f"/sysfsdtest.slice/{SCOPE}"),))
