@@ -12,6 +12,7 @@ import psutil
 from sysfsd.facts import cpuclock
 from sysfsd.facts.cpu import CpuFacts, read_cpus, read_usage
 from sysfsd.facts.host import HostFacts, boottime_ns, process_started
+from sysfsd.facts.hugepages import HugePagesFacts, read_hugepages
 from sysfsd.facts.load import LoadFacts, LoadSampler, Target
 from sysfsd.facts.memory import MemoryFacts, read_memory
 from sysfsd.facts.nodes import NodesFacts, read_nodes
@@ -78,6 +79,7 @@ class Facts:
         cpu_times: Callable[[Facts], CpuTimesFacts],
         load: Callable[[], LoadFacts],
         nodes: Callable[[Facts], NodesFacts],
+        hugepages: Callable[[], HugePagesFacts],
     ) -> None:
         self.host = host
         self.started = started
@@ -91,6 +93,7 @@ class Facts:
         self._cpu_times = cpu_times
         self._load = load
         self._nodes = nodes
+        self._hugepages = hugepages
 
     @cached_property
     def uptime(self) -> Sourced[int]:
@@ -121,6 +124,11 @@ class Facts:
     def nodes(self) -> NodesFacts:
         """The NUMA nodes that it may use."""
         return self._nodes(self)
+
+    @cached_property
+    def hugepages(self) -> HugePagesFacts:
+        """The huge pages that it may use."""
+        return self._hugepages()
 
 
 class FactsCollector:
@@ -217,6 +225,7 @@ class FactsCollector:
             cpu=lambda: read_cpus(self._tree, paths, host),
             cpu_times=lambda facts: self._advance_clock(key, paths, facts),
             load=lambda: self.load_sampler.load(key),
+            hugepages=lambda: read_hugepages(lambda: self._tree.controller(paths, "hugetlb"), host),
             nodes=lambda facts: read_nodes(
                 self._tree, paths, host, cpus=facts.cpu, memory=facts.memory
             ),

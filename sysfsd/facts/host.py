@@ -57,6 +57,10 @@ class HostFacts:
         """Return one size of /proc/meminfo, in bytes; 0 if this kernel has no such line."""
         return Sourced(self._meminfo_kb.get(name, 0) * 1024, f"{name} of the host's /proc/meminfo")
 
+    def count(self, name: str) -> int:
+        """Return one line of /proc/meminfo that counts pages; 0 if this kernel has none."""
+        return self._meminfo_kb.get(name, 0)
+
     @cached_property
     def cpuinfo(self) -> str:
         """The text of /proc/cpuinfo."""

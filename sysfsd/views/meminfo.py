@@ -121,6 +121,19 @@ def _part(name: str, *, of: Callable[[Facts], Size] | None = None) -> Callable[[
 anon = _part("anon")
 shmem = _part("shmem", of=cached)
 
+
+def hugetlb(facts: Facts) -> Size:
+    """Memory that the pool of huge pages takes, as far as the container may use it."""
+    pages = facts.hugepages
+    return Sourced(pages.total.value * pages.size, "HugePages_Total * Hugepagesize")
+
+
+COUNTS: Mapping[str, Callable[[Facts], Sourced[int]]] = {
+    "HugePages_Total": lambda facts: facts.hugepages.total,
+    "HugePages_Free": lambda facts: facts.hugepages.free,
+}
+"""The container's own lines that are no sizes: pages."""
+
 OWN: Mapping[str, Callable[[Facts], Size]] = {
     "MemTotal": mem_total,
     "MemFree": mem_free,
@@ -156,6 +169,7 @@ OWN: Mapping[str, Callable[[Facts], Size]] = {
     "AnonHugePages": _part("anon_thp", of=anon),
     "ShmemHugePages": _part("shmem_thp", of=shmem),
     "FileHugePages": _part("file_thp", of=cached),
+    "Hugetlb": hugetlb,
 }
 """The lines that are the container's own."""
 
@@ -183,6 +197,9 @@ def sources(facts: Facts) -> list[Source]:
         elif own is not None:
             size = own(facts)
             item = Source(line.name, str(size.value // 1024), size.source)
+        elif line.name in COUNTS:
+            count = COUNTS[line.name](facts)
+            item = Source(line.name, str(count.value), count.source)
         else:
             item = Source(line.name, "0", "0: the kernel does not count it per cgroup")
         items.append(item)
