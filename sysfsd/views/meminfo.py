@@ -40,8 +40,8 @@ def mem_available(facts: Facts) -> Size:
     own = saturating_sub(memory.total.value, saturating_sub(memory.used.value, back))
     if host.value < own:
         return host
-    why = "active_file + inactive_file + slab_reclaimable"
-    return Sourced(own, f"MemTotal - {memory.used.source} + {why} of {memory.stat_source}")
+    why = _stat_source(facts, "active_file", "inactive_file", "slab_reclaimable")
+    return Sourced(own, f"MemTotal - {memory.used.source} + {why}")
 
 
 def cached_files(facts: Facts) -> Size:
@@ -105,7 +105,12 @@ def commit_limit(facts: Facts) -> Size:
 def _sum(facts: Facts, *names: str) -> Size:
     memory = facts.memory
     parts = sum(memory.part(name).value for name in names)
-    return Sourced(min(parts, memory.used.value), f"{' + '.join(names)} of {memory.stat_source}")
+    return Sourced(min(parts, memory.used.value), _stat_source(facts, *names))
+
+
+def _stat_source(facts: Facts, *names: str) -> str:
+    keys = [key for name in names if (key := facts.memory.key(name)) is not None]
+    return f"{' + '.join(keys)} of {facts.memory.stat_source}"
 
 
 def _part(name: str, *, of: Callable[[Facts], Size] | None = None) -> Callable[[Facts], Size]:

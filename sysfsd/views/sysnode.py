@@ -114,7 +114,7 @@ def meminfo_sources(facts: Facts, number: int) -> list[Source]:
             else:
                 shares = nodes.shares(_V2_NAMES.get(name, ""))
                 value = divide(int(item.value), shares, total if name in meminfo.OWN else None)[at]
-                why = f"{item.source}, by {nodes.stat_source}"
+                why = item.source if len(total) == 1 else f"{item.source}, by {nodes.stat_source}"
         items.append(
             Source(f"Node {number} {name}", str(value) + _unit(units.get(name, "kB")), why)
         )

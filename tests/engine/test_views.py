@@ -111,6 +111,21 @@ def test_a_changed_limit_shows_at_once(docker: Docker, start: Start) -> None:
     )
 
 
+def test_a_changed_quota_shows_at_once(docker: Docker, start: Start) -> None:
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("this host has one CPU")
+    name = start("--cpus", "1", image=DIND, command=("sleep", "1000"))
+    for cpus, count in (("2", 2), ("1", 1)):
+        docker("update", "--cpus", cpus, name)
+        until(
+            lambda count=count: set(cpus_seen(docker, name).values()) == {count},  # type: ignore[misc]
+            f"{count} CPUs in every file",
+            deadline=5,
+        )
+        directories = docker.shell(name, "ls -d /sys/devices/system/cpu/cpu[0-9]* | wc -l")
+        assert int(directories) == count
+
+
 @pytest.mark.parametrize("runtime", ["sysfsd", "sysfsd-crun"])
 def test_every_view_is_attached(docker: Docker, start: Start, runtime: str) -> None:
     try:
