@@ -10,6 +10,7 @@
 #   filesystem  a real FUSE mount, no containers
 #   runtime     real runc and crun, no engine
 #   engine      real Docker engines, outer and inner, and Podman
+#   vm          in a virtual machine: systemd, Docker and cgroup v2 alone
 #
 # Missing Debian packages are installed, Python packages go to .venv in the checkout, images are
 # cached in /var/cache/sysfsd-tests (SYSFSD_TEST_CACHE). An engine that runs here is left alone.
@@ -21,7 +22,7 @@ root=$(dirname -- "$(dirname -- "$(readlink -f -- "$0")")")
 
 level=all
 case ${1-} in
-all | fast | lint | pure | filesystem | runtime | engine)
+all | fast | lint | pure | filesystem | runtime | engine | vm)
 	level=$1
 	shift
 	;;
@@ -31,7 +32,7 @@ all | fast | lint | pure | filesystem | runtime | engine)
 	;;
 esac
 case $level in
-all) parts='lint pure filesystem runtime engine' ;;
+all) parts='lint pure filesystem runtime engine vm' ;;
 fast) parts='lint pure filesystem runtime' ;;
 *) parts=$level ;;
 esac
@@ -54,18 +55,22 @@ packages=base
 ! wants lint || packages="$packages lint"
 ! wants runtime || packages="$packages runtime"
 ! wants engine || packages="$packages runtime engine podman"
+! wants vm || packages="$packages vm"
 # shellcheck disable=SC2086 # one word per level
 install_packages $packages
 make_environment
 ! wants lint || step "Lint: ruff, mypy --strict, shellcheck" run_apart lint
-! wants engine || make_images
+{ ! wants engine && ! wants vm; } || make_images
+! wants vm || { make_machine && step "Wheel of sysfsd for the virtual machine" run_apart make_wheel; }
 
 folders=
 for part in pure filesystem runtime engine; do
 	! wants "$part" || [ ! -d "$root/tests/$part" ] || folders="$folders tests/$part"
 done
 rm -f "$setup_log"
-[ -n "$folders" ] || exit 0
 cd "$root"
+status=0
 # shellcheck disable=SC2086 # one word per folder
-exec "$venv/bin/python" -m pytest $folders "$@"
+[ -z "$folders" ] || "$venv/bin/python" -m pytest $folders "$@" || status=$?
+! wants vm || SYSFSD_VM_WHEELS=$venv/wheels sh tests/vm/run.sh "$@" || status=$?
+[ "$status" = 0 ] || exit "$status"

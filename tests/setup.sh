@@ -7,6 +7,7 @@
 #   install_packages LEVEL…
 #   make_environment
 #   make_images
+#   make_machine
 
 : "${root:?set root to the directory of the checkout}"
 venv=$root/.venv
@@ -49,6 +50,7 @@ packages_of() {
 	runtime) echo runc/runc crun/crun busybox-static iproute2 ;;
 	engine) echo dockerd/docker.io docker/docker.io iptables/iptables iproute2 mmdebstrap ;;
 	podman) echo podman/podman ;;
+	vm) echo qemu-system-x86_64/qemu-system-x86 mmdebstrap e2fsprogs ;;
 	esac
 }
 
@@ -112,6 +114,14 @@ install_sources() {
 		rm -rf "$sources"
 }
 
+# The wheel alone, for a machine that has the rest: in wheels of the virtual environment.
+make_wheel() {
+	rm -rf "$venv/wheels" &&
+		copy_sources &&
+		"$venv/bin/pip" wheel --no-deps --no-build-isolation --wheel-dir "$venv/wheels" "$sources" &&
+		rm -rf "$sources"
+}
+
 # Built from a copy: setuptools leaves a build directory, and takes deleted modules from an old one.
 copy_sources() {
 	sources=$(mktemp -d)
@@ -143,4 +153,11 @@ make_images() {
 	images=$(sh "$root/tests/images/build.sh" --where)
 	[ -e "$images/complete" ] ||
 		step "Container images with mmdebstrap (once, cached)" sh "$root/tests/images/build.sh"
+}
+
+# Makes the disk of the virtual machine.
+make_machine() {
+	machine=$(sh "$root/tests/vm/build.sh" --where)
+	[ -e "$machine/complete" ] ||
+		step "Disk of the virtual machine (once, cached)" sh "$root/tests/vm/build.sh"
 }

@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tests.support.wait import until
+from tests.support.wait import patient, until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +60,7 @@ class Docker:
             [*self.prefix, self.program, "--host", f"unix://{self.socket}", *arguments],
             input=stdin if stdin is not None else b"",
             capture_output=True,
-            timeout=deadline,
+            timeout=patient(deadline),
             check=False,
         )
 

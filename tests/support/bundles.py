@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.support.wait import patient
+
 BUSYBOX = Path("/bin/busybox")  # Debian's busybox-static
 
 APPLETS = (
@@ -111,7 +113,9 @@ def run(
     arguments: list[str], *, stdin: bytes = b"", timeout: float = 30
 ) -> subprocess.CompletedProcess[str]:
     """Run a program and return what came of it; a hang is a failure."""
-    done = subprocess.run(arguments, input=stdin, capture_output=True, timeout=timeout, check=False)
+    done = subprocess.run(
+        arguments, input=stdin, capture_output=True, timeout=patient(timeout), check=False
+    )
     return subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode(), done.stderr.decode(errors="replace")
     )

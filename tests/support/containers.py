@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sysfsd.kernel.cgroups import CgroupTree, read_cgroup_paths
-from tests.support.wait import until
+from tests.support.wait import patient, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +62,7 @@ class Container:
             capture_output=True,
             text=True,
             check=False,
-            timeout=30,
+            timeout=patient(30),
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

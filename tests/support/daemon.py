@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sysfsd.control.client import Client
 from sysfsd.errors import SysfsdError
-from tests.support.wait import until
+from tests.support.wait import patient, until
 from tests.support.watched import watched
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Serving:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Stop it and return its exit status."""
         self.process.send_signal(number)
-        return self.process.wait(20)
+        return self.process.wait(patient(20))
 
 
 def sysfsd(*arguments: str, control: str = "/nowhere") -> subprocess.CompletedProcess[str]:
@@ -74,7 +74,7 @@ def sysfsd(*arguments: str, control: str = "/nowhere") -> subprocess.CompletedPr
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=patient(30),
     )
 
 
@@ -97,7 +97,7 @@ def started(
     finally:
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(patient(20))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

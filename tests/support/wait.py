@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,10 +13,18 @@ T = TypeVar("T")
 
 DEADLINE = 20.0
 
+_SLOWNESS = float(os.environ.get("SYSFSD_TEST_SLOWNESS", "1"))
+"""How many times as long things may take here: an emulated processor is slow."""
+
+
+def patient(seconds: float) -> float:
+    """Return a deadline that suits this machine; ``seconds`` is what suits an ordinary one."""
+    return seconds * _SLOWNESS
+
 
 def until(condition: Callable[[], T], what: str, deadline: float = DEADLINE) -> T:
     """Return the first true value of a condition; fails with ``what`` when there is none."""
-    end = time.monotonic() + deadline
+    end = time.monotonic() + patient(deadline)
     while not (value := condition()):
         assert time.monotonic() < end, f"waited too long for {what}"
         time.sleep(0.005)

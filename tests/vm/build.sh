@@ -81,7 +81,6 @@ build() {
 		--customize-hook="sh $here/build.sh --inside \"\$1\"" \
 		trixie "$system" &&
 		cp "$system"/boot/vmlinuz-* "$built/vmlinuz" &&
-		rm -rf "$system"/boot/* &&
 		mke2fs -q -t ext4 -m 0 -d "$system" "$built/disk.part" 6G &&
 		rm -rf "$system" &&
 		mv "$built/disk.part" "$built/disk.ext4"

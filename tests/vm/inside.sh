@@ -47,13 +47,16 @@ fi
 if [ "$status" = 0 ]; then
 	echo "Installed, up for $(since_boot) s"
 	set --
+	folders='tests/filesystem tests/runtime tests/vm'
 	while IFS= read -r argument; do
 		[ -z "$argument" ] || set -- "$@" "$argument"
+		case $argument in tests/*) folders= ;; esac
 	done <arguments
 	if [ "${1-}" = --script ]; then
 		shift
 	else
-		set -- -m pytest -p no:cacheprovider "$@"
+		# shellcheck disable=SC2086 # one word per folder
+		set -- -m pytest -p no:cacheprovider $folders "$@"
 	fi
 	(cd checkout && exec /opt/sysfsd/bin/python "$@" </dev/null) 2>&1 || status=$?
 else

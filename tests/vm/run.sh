@@ -3,8 +3,10 @@
 #
 #   sh tests/vm/run.sh [PYTEST ARGUMENTS…]
 #
-# tests/run.sh calls this, with the wheel of sysfsd to install in SYSFSD_VM_WHEEL. Fails when the
-# tests fail, hang, or did not run. Nothing of the machine outlives it, its disk stays as it was built.
+# `tests/run.sh vm` calls this, with the directory of sysfsd's wheel in SYSFSD_VM_WHEELS. Fails when
+# the tests fail, hang, or did not run. Nothing of the machine outlives it, and its disk stays as it
+# was built. Without a path among the arguments, the folders are those that inside.sh names; with
+# "--script FILE ARGUMENTS…" that Python script is run instead of pytest.
 #
 #   SYSFSD_VM_ACCEL     kvm or tcg (emulation); by default kvm where the processor can
 #   SYSFSD_VM_DEADLINE  seconds until the machine is switched off, 2400 by default
@@ -26,8 +28,8 @@ accelerator() {
 }
 accel=${SYSFSD_VM_ACCEL:-$(accelerator)}
 case $accel in
-kvm) processor=host patience=2 ;;
-*) processor=max patience=15 ;;
+kvm) processor=host slowness=2 ;;
+*) processor=max slowness=10 ;;
 esac
 
 work=$(mktemp -d)
@@ -40,11 +42,11 @@ trap 'exit 143' TERM
 mkdir "$work/stage"
 tar -C "$root" --exclude=__pycache__ -cf - pyproject.toml README.md LICENSE sysfsd tests systemd examples |
 	tar --one-top-level="$work/stage/checkout" -xf -
-cp "${SYSFSD_VM_WHEEL:?the wheel to install}" "$work/stage/"
+cp "${SYSFSD_VM_WHEELS:?the directory of the wheel to install}"/sysfsd-*.whl "$work/stage/"
 printf '%s\n' "$@" >"$work/stage/arguments"
 cat >"$work/stage/environment" <<EOF
 CI=${CI-}
-SYSFSD_TEST_PATIENCE=$patience
+SYSFSD_TEST_SLOWNESS=$slowness
 EOF
 tar -C "$work/stage" -cf "$work/checkout.tar" .
 rm -rf "$work/stage"

@@ -1,0 +1,1 @@
+"""Tests that run inside the virtual machine of ``run.sh``: systemd, and cgroup v2 alone."""

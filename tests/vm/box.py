@@ -1,0 +1,100 @@
+"""A running container of the engine, and what it shows of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sysfsd.kernel.cgroups import parse_flat_keyed
+from sysfsd.kernel.procfs import parse_cpu_list
+
+if TYPE_CHECKING:
+    from tests.engine.docker import Docker
+
+CGROUPS = Path("/sys/fs/cgroup")
+TICKS = 100
+"""USER_HZ: ticks of /proc/stat in a second."""
+
+
+@dataclass(frozen=True)
+class CpuLine:
+    """A line of /proc/stat, in ticks."""
+
+    user: int
+    system: int
+    idle: int
+
+    @property
+    def busy(self) -> int:
+        return self.user + self.system
+
+    @property
+    def total(self) -> int:
+        return self.busy + self.idle
+
+
+@dataclass(frozen=True)
+class Box:
+    """A container whose init is ``pid``."""
+
+    docker: Docker
+    name: str
+    pid: int
+
+    def path(self, path: str) -> Path:
+        """A path of the container's, seen from here; its views are mounted there."""
+        return Path(f"/proc/{self.pid}/root", path)
+
+    def read(self, path: str) -> str:
+        """What the container reads at a path."""
+        return self.path(path).read_text()
+
+    @property
+    def cgroup(self) -> Path:
+        """Its cgroup: of Docker's scope, also where an engine inside moved init to a leaf."""
+        path = Path(f"/proc/{self.pid}/cgroup").read_text().strip().removeprefix("0::/")
+        parts = Path(path).parts
+        scope = next(index for index, part in enumerate(parts) if part.endswith(".scope"))
+        return CGROUPS.joinpath(*parts[: scope + 1])
+
+    def limit(self, file: str, value: str) -> None:
+        """Write a file of its cgroup, as an engine or an administrator would."""
+        (self.cgroup / file).write_text(value)
+
+    def usage(self) -> float:
+        """CPU time it has used, in seconds, by the kernel's word."""
+        return parse_flat_keyed((self.cgroup / "cpu.stat").read_text())["usage_usec"] / 1e6
+
+    def meminfo(self) -> dict[str, int]:
+        """Its /proc/meminfo: kB, or pages of the few lines that have no unit."""
+        lines = self.read("proc/meminfo").splitlines()
+        return {line.partition(":")[0]: int(line.split()[1]) for line in lines}
+
+    def cpu_lines(self) -> dict[str, CpuLine]:
+        """The lines ``cpu``, ``cpu0``… of its /proc/stat."""
+        lines = {}
+        for line in self.read("proc/stat").splitlines():
+            name, *numbers = line.split()
+            if name.startswith("cpu"):
+                user, nice, system, idle, *others = map(int, numbers)
+                assert [nice, *others] == [0] * (len(others) + 1)
+                lines[name] = CpuLine(user, system, idle)
+        return lines
+
+    def cpus(self) -> set[tuple[int, ...]]:
+        """The numbers of its CPUs as each of its files has them: one element if they agree."""
+        listed = [name.removeprefix("cpu") for name in self.cpu_lines() if name != "cpu"]
+        processors = [
+            line.split()[-1]
+            for line in self.read("proc/cpuinfo").splitlines()
+            if line.startswith("processor")
+        ]
+        directories = [
+            entry.name.removeprefix("cpu")
+            for entry in self.path("sys/devices/system/cpu").iterdir()
+            if entry.name.removeprefix("cpu").isdigit()
+        ]
+        found = {tuple(sorted(map(int, each))) for each in (listed, processors, directories)}
+        online = self.read("sys/devices/system/cpu/online").strip()
+        return found | {parse_cpu_list(online)}

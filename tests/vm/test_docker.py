@@ -1,0 +1,93 @@
+"""Docker-in-Docker on a host with systemd: delegation, the hook, an engine inside, restarts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.wait import until
+from tests.vm.conftest import command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.engine.docker import Docker
+    from tests.vm.box import Box
+    from tests.vm.conftest import Start
+
+MEMORY = 1 << 30
+
+
+@pytest.fixture
+def sandbox(docker: Docker, start: Start) -> Iterator[Box]:
+    """A system container of 1 GiB and one CPU with a running engine that has the image busybox."""
+    limits = ("--memory=1g", "--memory-swap=1g", "--cpus=1", "--cpuset-cpus=1")
+    box = start(*limits, image="sysfsd-dind:bookworm", command=())
+    inner = docker.inside(box.name)
+    inner.wait_for_engine()
+    saved = docker.attempt("save", "busybox:latest")
+    assert saved.returncode == 0, saved.stderr
+    inner("load", stdin=saved.stdout)
+    yield box
+
+
+def test_an_engine_inside(docker: Docker, sandbox: Box) -> None:
+    inner = docker.inside(sandbox.name)
+    info = json.loads(inner("info", "--format", "{{json .}}"))
+    assert info["MemTotal"] == MEMORY
+    assert info["NCPU"] == 1
+    assert info["CgroupVersion"] == "2"
+    assert info["Driver"] == "overlay2"
+    assert inner("run", "--rm", "busybox", "echo", "hello") == "hello"
+
+    # Its root may use the cgroups that it was given, and gives its own containers limits there.
+    owner = Path(f"/proc/{sandbox.pid}").stat().st_uid
+    assert owner != 0
+    assert sandbox.cgroup.stat().st_uid == owner
+    assert (sandbox.cgroup / "memory.max").stat().st_uid == 0
+    limits = ("--memory=64m", "--cpus=0.5", "--cpuset-cpus=1")
+    inner("run", "-d", "--name=limited", *limits, "busybox", "sleep", "100000")
+    limited = sandbox.cgroup / "docker" / inner("inspect", "--format={{.Id}}", "limited")
+    assert (limited / "memory.max").read_text() == f"{64 << 20}\n"
+    assert (limited / "cpu.max").read_text() == "50000 100000\n"
+    # Init sits in a leaf now: what is shown is the whole container's all the same.
+    assert Path(f"/proc/{sandbox.pid}/cgroup").read_text().endswith("/init\n")
+    assert sandbox.meminfo()["MemTotal"] == MEMORY >> 10
+    assert sandbox.cpus() == {(0,)}
+    inner("rm", "--force", "limited")
+
+
+def test_the_service_goes_and_comes_back(docker: Docker, start: Start) -> None:
+    box = start("--memory=100m", "--memory-swap=100m")
+    host = int(command("awk", "/^MemTotal/ { print $2 }", "/proc/meminfo"))
+    assert box.meminfo()["MemTotal"] == 100 << 10
+    command("systemctl", "stop", "sysfsd.service")
+    try:
+        # Nothing hangs and nothing is ENOTCONN: the kernel's own file is back.
+        assert box.meminfo()["MemTotal"] == host
+        refused = docker.refused("run", "--rm", "--runtime=sysfsd", "busybox", "true")
+        assert "sysfsd" in refused
+    finally:
+        command("systemctl", "start", "sysfsd.service")
+    command("sysfsd", "attach", str(box.pid))
+    assert box.meminfo()["MemTotal"] == 100 << 10
+    again = start("--memory=100m", "--memory-swap=100m")
+    assert again.meminfo()["MemTotal"] == 100 << 10
+
+
+def test_a_killed_service_is_started_again(docker: Docker, start: Start) -> None:
+    start()
+    pid = command("systemctl", "show", "--property=MainPID", "--value", "sysfsd.service")
+    command("kill", "-KILL", pid)
+
+    def serves() -> bool:
+        new = command("systemctl", "show", "--property=MainPID", "--value", "sysfsd.service")
+        active = command("systemctl", "show", "--property=ActiveState", "--value", "sysfsd.service")
+        return active == "active" and new not in {pid, "0"}
+
+    until(serves, "systemd to start it again")
+    box = start("--memory=100m", "--memory-swap=100m")
+    assert box.meminfo()["MemTotal"] == 100 << 10

@@ -1,0 +1,38 @@
+"""io of a real disk, as cgroup v2 counts it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from tests.support.wait import until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.vm.box import Box
+    from tests.vm.conftest import Start
+
+WRITTEN = 24 << 20
+
+
+def written(box: Box, device: int) -> int:
+    """Bytes that a container wrote to a disk, by the kernel's word."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in (box.cgroup / "io.stat").read_text().splitlines():
+        name, *pairs = line.split()
+        if name == number:
+            return int(dict(pair.split("=") for pair in pairs)["wbytes"])
+    return 0
+
+
+def test_writes_are_charged_to_the_container(start: Start, disk: Path) -> None:
+    box = start("--volume", f"{disk}:/data")
+    box.docker.shell(box.name, f"yes data | head -c {WRITTEN} >/data/file && sync /data/file")
+    device = disk.stat().st_dev
+    until(lambda: written(box, device) >= WRITTEN, "the write in io.stat")
+    assert written(box, device) < 2 * WRITTEN
+    # Dirty pages were written: none of them is left over in its memory.
+    memory = box.meminfo()
+    assert memory["Dirty"] + memory["Writeback"] < WRITTEN // 1024
+    assert memory["Cached"] >= WRITTEN // 1024
