@@ -96,3 +96,6 @@ if ! build >"$built/log" 2>&1; then
 	exit 1
 fi
 touch "$built/complete"
+# Those of older recipes, unless another checkout may be at it.
+find "$cache" -mindepth 1 -maxdepth 1 -type d -name 'vm-*' ! -name "vm-$recipe" -mtime +1 \
+	-exec rm -rf {} +

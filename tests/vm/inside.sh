@@ -56,7 +56,7 @@ if [ "$status" = 0 ]; then
 		shift
 	else
 		# shellcheck disable=SC2086 # one word per folder
-		set -- -m pytest -p no:cacheprovider $folders "$@"
+		set -- -m pytest -p no:cacheprovider -p tests.vm.instant --tb=short --no-summary $folders "$@"
 	fi
 	(cd checkout && exec /opt/sysfsd/bin/python "$@" </dev/null) 2>&1 || status=$?
 else

@@ -88,8 +88,8 @@ timeout --foreground --kill-after=10 "$deadline" qemu-system-x86_64 \
 
 if [ -n "${SYSFSD_VM_RESULTS-}" ]; then
 	mkdir -p "$SYSFSD_VM_RESULTS"
-	tar -C "$SYSFSD_VM_RESULTS" -xf "$work/results" || true # nothing was left there
-	cp "$work/console" "$SYSFSD_VM_RESULTS/console"
+	tar -C "$SYSFSD_VM_RESULTS" -xf "$work/results" || true # the machine did not get that far
+	cp "$work/console" "$SYSFSD_VM_RESULTS/console" || true
 fi
 # The last line of inside.sh: that qemu ended well says nothing of the tests.
 status=$(sed -n 's/^The tests in the virtual machine ended with status \([0-9]*\)\r*$/\1/p' "$work/output")
