@@ -28,10 +28,10 @@ _IMAGES = Path(__file__).parent.parent / "images"
 _numbers = itertools.count(1)
 
 
-def command(*arguments: str) -> str:
+def command(*arguments: str, deadline: float = 60) -> str:
     """Run a command, which must succeed, and return its stdout, stripped."""
     done = subprocess.run(
-        arguments, capture_output=True, text=True, check=False, timeout=patient(60)
+        arguments, capture_output=True, text=True, check=False, timeout=patient(deadline)
     )
     assert done.returncode == 0, f"{' '.join(arguments)}: {done.stdout}{done.stderr}"
     return done.stdout.strip()
@@ -53,10 +53,15 @@ def service() -> None:
 
 @pytest.fixture(scope="session")
 def docker(service: None) -> Docker:
-    """``docker.service`` with the images in it; it knows the runtime ``sysfsd``."""
+    """``docker.service`` with the image busybox; it knows the runtime ``sysfsd``."""
     command("systemctl", "start", "docker.service")
-    command("sh", str(_IMAGES / "load.sh"), "busybox:latest", "sysfsd-dind:bookworm")
+    load_image("busybox:latest")
     return Docker("/var/run/docker.sock")
+
+
+def load_image(name: str) -> None:
+    """Load an image of tests/images into the engine."""
+    command("sh", str(_IMAGES / "load.sh"), name, deadline=120)
 
 
 @pytest.fixture

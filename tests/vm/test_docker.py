@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.wait import until
-from tests.vm.conftest import command
+from tests.vm.conftest import command, load_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,7 @@ MEMORY = 1 << 30
 @pytest.fixture
 def sandbox(docker: Docker, start: Start) -> Iterator[Box]:
     """A system container of 1 GiB and one CPU with a running engine that has the image busybox."""
+    load_image("sysfsd-dind:bookworm")
     limits = ("--memory=1g", "--memory-swap=1g", "--cpus=1", "--cpuset-cpus=1")
     box = start(*limits, image="sysfsd-dind:bookworm", command=())
     inner = docker.inside(box.name)
