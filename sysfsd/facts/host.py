@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from sysfsd.facts.sourced import Sourced
+from sysfsd.kernel import personality
 from sysfsd.kernel.procfs import MeminfoLine, parse_cpu_list, parse_meminfo, read_text
 
 if TYPE_CHECKING:
@@ -38,11 +39,13 @@ class HostFacts:
         proc: str = "/proc",
         sys: str = "/sys",
         boot_time: Callable[[], float] = psutil.boot_time,
+        domain: int | None = None,
     ) -> None:
         self._proc = proc
         self._sys = sys
         self._boot_time = boot_time
         self._texts: dict[str, str | None] = {}
+        self._domain = domain
 
     @cached_property
     def meminfo(self) -> tuple[MeminfoLine, ...]:
@@ -63,8 +66,9 @@ class HostFacts:
 
     @cached_property
     def cpuinfo(self) -> str:
-        """The text of /proc/cpuinfo."""
-        return read_text(f"{self._proc}/cpuinfo")
+        """The text of /proc/cpuinfo, as the kernel writes it for our reader's execution domain."""
+        with personality.under(self._domain):
+            return read_text(f"{self._proc}/cpuinfo")
 
     @cached_property
     def online_cpus(self) -> Sourced[tuple[int, ...]]:

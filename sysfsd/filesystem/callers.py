@@ -20,7 +20,6 @@ from sysfsd.filesystem.attributes import HOST_ROOT
 from sysfsd.filesystem.operations import Operations
 from sysfsd.filesystem.snapshots import Opened, RecentSnapshots
 from sysfsd.filesystem.tree import MOUNT_SERIAL, inode_of, members_in, parts_of
-from sysfsd.kernel.cgroups import read_cgroup_paths
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -146,18 +145,23 @@ class CallersOperations(Operations):
         if tid == 0:  # not in our pid namespace: nothing is known about it
             return self._renderer.kernels_own(view)
         container = await self._identity.container_of(tid)
-        key: Hashable = (container or read_cgroup_paths(tid), view.path)
-        recent = self._recent.get(key)
-        if recent is not None:
-            return recent
-        data = None
         if container is not None:
-            data = await self._identity.view_of(container, view.path)
+            domain = self._collector.callers.domain_of(tid)
+            key: Hashable = (container, domain, view.path)
+            data = self._recent.get(key)
+            if data is None:
+                data = await self._identity.view_of(container, view.path, domain)
+            if data is not None:
+                self._recent.put(key, data)
+                return data
+        caller = self._collector.callers.identify(tid)
+        key = (caller, view.path)
+        data = self._recent.get(key)
         if data is None:
             data = self._renderer.render(
-                view, lambda: self._collector.facts_of_caller(tid), f"caller {tid}"
+                view, lambda: self._collector.facts_of_caller(caller), f"caller {tid}"
             )
-        self._recent.put(key, data)
+            self._recent.put(key, data)
         return data
 
     def _node(self, inode: int) -> Node:
