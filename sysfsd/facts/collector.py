@@ -154,7 +154,7 @@ class FactsCollector:
         self._boot_time = boot_time
         self._max_callers = max_callers
         self._refresh_ns = int(refresh_seconds * 1e9)
-        self._recent: dict[Hashable, dict[int | None, Facts]] = {}
+        self._recent: dict[Hashable, dict[tuple[int | None, bool], Facts]] = {}
         self._lock = threading.Lock()
         self._clocks: dict[Hashable, CpuClock] = {}
         self._callers: OrderedDict[Caller, None] = OrderedDict()
@@ -188,10 +188,11 @@ class FactsCollector:
         """Return for how many containers and callers a CPU clock is kept; for the counters."""
         return len(self._clocks)
 
-    def facts_of_caller(self, caller: Caller) -> Facts:
+    def facts_of_caller(self, caller: Caller, *, opening: bool = True) -> Facts:
         """Return the facts of who belongs to no registered container (`callers.identify`).
 
-        Raises OSError if its cgroup is gone.
+        No older than a refresh, and those for an open file never the ones that something else was
+        answered from (see ``CallersOperations``). Raises OSError if its cgroup is gone.
         """
         with self._lock:
             self._callers[caller] = None
@@ -204,20 +205,26 @@ class FactsCollector:
         if evicted is not None:
             self._forget(evicted)
         self.load_sampler.track(caller, Target(caller.cgroup, caller.pid_depth))
-        return self._facts(caller, caller.cgroup, caller.started, caller.domain)
+        return self._facts(caller, caller.cgroup, caller.started, caller.domain, opening=opening)
 
     def _track(self, key: Hashable, paths: CgroupPaths, pid: int) -> None:
         if not self.load_sampler.tracks(key):
             self.load_sampler.track(key, Target(paths, pid_depth(pid, self._proc)))
 
     def _facts(
-        self, key: Hashable, paths: CgroupPaths, started: Sourced[int], domain: int | None
+        self,
+        key: Hashable,
+        paths: CgroupPaths,
+        started: Sourced[int],
+        domain: int | None,
+        *,
+        opening: bool = True,
     ) -> Facts:
         now = self._now()
         variants = self._recent.setdefault(key, {})
-        recent = variants.get(domain)
+        recent = variants.get((domain, opening))
         if recent is None or recent.current_until <= now:
-            recent = variants[domain] = self._new_facts(key, paths, started, now, domain)
+            recent = variants[domain, opening] = self._new_facts(key, paths, started, now, domain)
         return recent
 
     def _new_facts(
