@@ -191,6 +191,12 @@ def reader(*prefix: str, within: TestCgroup, below: str = "") -> Iterator[Callab
             process.wait(20)
 
 
+def only_process(group: TestCgroup, below: str = "") -> int:
+    """The one process in a cgroup."""
+    (pid,) = (group.directory / below / "cgroup.procs").read_text().split()
+    return int(pid)
+
+
 _READS = "import json, sys\nfor line in sys.stdin: print(json.dumps(open(line[:-1]).read()))"
 _PIDS = ("unshare", "--pid", "--fork", "--kill-child")
 
@@ -210,8 +216,7 @@ def test_an_ordinary_container_is_known_by_its_cgroup(daemon: Serving, views: Pa
         boot = uptime(Path("/proc/uptime").read_text())
         # So far, what it sits in is no container's, and as old as the host.
         assert uptime(other(views / "proc/uptime")) >= boot
-        (pid,) = (group.directory / "cgroup.procs").read_text().split()
-        daemon.register("ordinary", int(pid))
+        daemon.register("ordinary", only_process(group))
         until(lambda: uptime(other(views / "proc/uptime")) < boot, "the container's uptime")
         assert uptime(init(views / "proc/uptime")) < boot
         assert total(other(views / "proc/meminfo")) == 56 << 10
@@ -221,15 +226,15 @@ def test_an_ordinary_container_is_known_by_its_cgroup(daemon: Serving, views: Pa
 
 def test_an_inner_container_is_its_own(daemon: Serving, views: Path) -> None:
     """Nobody registered it, but it has a cgroup namespace, with a limit of its own."""
-    with cgroup("inner", "inner/leaf", memory=56 << 20) as group, reader(within=group):
-        (pid,) = (group.directory / "cgroup.procs").read_text().split()
-        daemon.register("outer", int(pid))
-        for name in ("memory.limit_in_bytes", "memory.max"):
-            if (group.directory / "inner" / name).exists():
-                (group.directory / "inner" / name).write_text(str(48 << 20))
+    with (
+        cgroup("init", "inner", "inner/leaf", memory=56 << 20) as group,
+        reader(within=group, below="init"),
+    ):
+        daemon.register("outer", only_process(group, "init"))
+        group.divide()
+        group.limit(48 << 20, "inner")
         with reader("unshare", "--cgroup", within=group, below="inner") as inner:
-            (pid,) = (group.directory / "inner/cgroup.procs").read_text().split()
-            group.put(int(pid), "inner/leaf")
+            group.put(only_process(group, "inner"), "inner/leaf")
             assert total(inner(views / "proc/meminfo")) == 48 << 10
         with reader(within=group, below="inner") as leaf:
             assert total(leaf(views / "proc/meminfo")) == 56 << 10
@@ -245,9 +250,9 @@ def test_usage_is_the_containers_and_not_its_inits(views: Path) -> None:
             reader("unshare", "--cgroup", within=group) as inside,
             subprocess.Popen(hog, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
         ):
-            (pid,) = (group.directory / "cgroup.procs").read_text().split()
-            group.put(int(pid), "init")
+            group.put(only_process(group), "init")
             group.put(process.pid, "work")
+            group.divide()
             assert process.stdin is not None
             assert process.stdout is not None
             process.stdin.write(b"go\n")
@@ -266,12 +271,11 @@ def test_a_size_asked_for_keeps_nothing_from_being_read_anew(views: Path) -> Non
         "open(limit, 'w').write(str(48 << 20)); print(open(view).read())"
     )
     with cgroup(memory=56 << 20) as group:
-        names = ("memory.limit_in_bytes", "memory.max")
-        limit = next(str(path) for name in names if (path := group.directory / name).exists())
+        limit = group.limit_file()
         for _ in range(5):
-            Path(limit).write_text(str(56 << 20))
+            group.limit(56 << 20)
             with subprocess.Popen(
-                [sys.executable, "-c", script, str(views / "proc/meminfo"), limit],
+                [sys.executable, "-c", script, str(views / "proc/meminfo"), str(limit)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

@@ -32,6 +32,23 @@ class TestCgroup:
     controller: str
     """Whose line there: the controller's on v1, `UNIFIED` on v2."""
 
+    def divide(self) -> None:
+        """Have those below it counted and limited on their own.
+
+        On v2 this asks for an own decision, and for no process to be in the cgroup itself.
+        """
+        if self.controller == UNIFIED:
+            (self.directory / "cgroup.subtree_control").write_text("+memory")
+
+    def limit(self, memory: int, below: str = "") -> None:
+        """Set its limit, or that of one below it, in bytes."""
+        self.limit_file(below).write_text(str(memory))
+
+    def limit_file(self, below: str = "") -> Path:
+        """The file with that limit."""
+        v1 = self.directory / below / "memory.limit_in_bytes"
+        return v1 if v1.exists() else v1.with_name("memory.max")
+
     def put(self, pid: int, below: str = "") -> None:
         """Move a process into it, or into one below it."""
         (self.directory / below / "cgroup.procs").write_text(str(pid))
@@ -53,10 +70,10 @@ def cgroup(*below: str, memory: int | None = None) -> Iterator[TestCgroup]:
         for each in (top, *(top / name for name in below)):
             each.mkdir()
             made.append(each)
-        for name in ("memory.limit_in_bytes", "memory.max"):
-            if memory is not None and (top / name).exists():
-                (top / name).write_text(str(memory))
-        yield TestCgroup(top, path, "memory" if found.version == 1 else UNIFIED)
+        group = TestCgroup(top, path, "memory" if found.version == 1 else UNIFIED)
+        if memory is not None:
+            group.limit(memory)
+        yield group
     finally:
         for each in reversed(made):
             until(lambda each=each: not (each / "cgroup.procs").read_text(), "an empty cgroup")  # type: ignore[misc]
