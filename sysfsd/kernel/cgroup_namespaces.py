@@ -9,6 +9,7 @@ alone.
 from __future__ import annotations
 
 import os
+import threading
 
 from sysfsd.kernel import namespaces, syscalls
 from sysfsd.kernel.cgroups import CgroupPaths, read_cgroup_paths
@@ -34,17 +35,18 @@ def namespace_root(pid: int, proc: str = "/proc") -> CgroupPaths | None:
     except PermissionError:
         return None
     try:
-        home = namespaces.open_namespace(os.getpid(), "cgroup")
+        us = threading.get_native_id()  # a thread's namespaces are its own
+        home = namespaces.open_namespace(us, "cgroup")
         try:
             if namespaces.namespace_key(theirs) == namespaces.namespace_key(home):
                 return None
-            own, path = read_cgroup_paths(os.getpid()), read_cgroup_paths(pid, proc)
+            own, path = read_cgroup_paths(us), read_cgroup_paths(pid, proc)
             try:
                 syscalls.setns(theirs, syscalls.CLONE_NEWCGROUP)
             except PermissionError:
                 return None
             try:
-                own_inside, inside = read_cgroup_paths(os.getpid()), read_cgroup_paths(pid, proc)
+                own_inside, inside = read_cgroup_paths(us), read_cgroup_paths(pid, proc)
             finally:
                 _come_back(home)
         finally:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -291,6 +291,32 @@ def test_no_caller_gets_what_another_read(views: Path) -> None:
         for _ in range(20):
             assert uptime(old(views / "proc/uptime")) >= boot
             assert uptime(young(views / "proc/uptime")) < boot
+
+
+def test_many_callers_at_the_same_time(views: Path) -> None:
+    """In containers of three kinds, in leaves of those, and on the host."""
+    wrong: list[tuple[int, int]] = []
+    with ExitStack() as stack:
+        ask: list[tuple[int, Callable[[Path], str]]] = []
+        for size, prefix in ((48, ()), (56, ("unshare", "--cgroup")), (64, _PIDS)):
+            group = stack.enter_context(cgroup("leaf", memory=size << 20))
+            ask.append((size, stack.enter_context(reader(*prefix, within=group))))
+            ask.append((size, stack.enter_context(reader(*prefix, within=group, below="leaf"))))
+        host = total((views / "proc/meminfo").read_text()) >> 10
+        ask.append((host, lambda path: path.read_text()))
+
+        def hammer(size: int, read: Callable[[Path], str]) -> None:
+            for _ in range(40):
+                found = total(read(views / "proc/meminfo")) >> 10
+                if found != size:
+                    wrong.append((size, found))
+
+        threads = [threading.Thread(target=hammer, args=each) for each in ask]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
 
 
 def test_a_thread_that_is_not_the_first(views: Path) -> None:

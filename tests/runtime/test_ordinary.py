@@ -97,6 +97,21 @@ def test_its_root_reads_and_changes_nothing(
 
 
 @pytest.mark.parametrize("how", ["binds", "hook"])
+def test_who_is_not_root_in_there(
+    runtime: Runtime, new_bundle: Callable[..., Bundle], views: Path, how: str
+) -> None:
+    bundle = new_bundle("sh", "-c", f"id -u; {CHANGES}", memory=64 << 20)
+    bundle.spec["process"]["user"] = {"uid": 1000, "gid": 1000}
+    if how == "binds":
+        with_binds(bundle, views)
+    else:
+        with_hook(bundle, runtime)
+    uid, *done, first, status = outcome(runtime, bundle)
+    assert (uid, done, status) == ("1000", [], "444 0 0")
+    assert first.split() == ["MemTotal:", "65536", "kB"]
+
+
+@pytest.mark.parametrize("how", ["binds", "hook"])
 @pytest.mark.parametrize("namespace", ["cgroup", "pid"])
 def test_in_a_leaf_of_its_cgroup(
     runtime: Runtime, new_bundle: Callable[..., Bundle], views: Path, how: str, namespace: str
