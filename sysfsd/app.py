@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sysfsd.config import Config
     from sysfsd.facts.load import LoadSampler
     from sysfsd.filesystem.operations import Operations
+    from sysfsd.policy import Policy
 
 _UNCOVER_SECONDS = 20.0
 
@@ -70,7 +71,7 @@ async def serve(config: Config) -> None:
         tree = Tree(VIEWS)
         collector = FactsCollector(tree=CgroupTree.of_host())
         renderer = Renderer(limit)
-        registry = Registry(background)
+        registry = Registry(background, policy=config.policy())
         reservations = Reservations(background, user=config.subid_user)
         operations = PinnedOperations(
             tree=tree, registry=registry, collector=collector, renderer=renderer, limit=limit
@@ -127,7 +128,7 @@ async def serve(config: Config) -> None:
     _log.info("stopped")
 
 
-async def mount(directory: str, control: str) -> None:
+async def mount(directory: str, control: str, policy: Policy) -> None:
     """Show callers their own views at a directory until a signal, or until it is unmounted."""
     limit = RateLimit()
     async with AsyncExitStack() as stack:
@@ -136,7 +137,7 @@ async def mount(directory: str, control: str) -> None:
         background = await stack.enter_async_context(trio.open_nursery())
         stack.callback(background.cancel_scope.cancel)
 
-        collector = FactsCollector(tree=CgroupTree.of_host())
+        collector = FactsCollector(tree=CgroupTree.of_host(), policy=policy)
         operations = CallersOperations(
             tree=Tree(VIEWS),
             identity=Identity(control, limit),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sysfsd.errors import InvalidRequest
+from sysfsd.policy import DEFAULT, Policy
 
 if TYPE_CHECKING:
     from sysfsd.kernel.cgroups import CgroupPaths
@@ -34,6 +35,7 @@ class ContainerRecord:
     """Never used again in the life of one daemon; part of the inode numbers of its files."""
     registered_ns: int
     """When it was registered, in ns since the epoch."""
+    policy: Policy = DEFAULT
 
 
 def check_id(value: object) -> str:

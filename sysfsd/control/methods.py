@@ -11,6 +11,7 @@ import trio
 from sysfsd import __version__
 from sysfsd.containers.record import check_id
 from sysfsd.errors import InvalidRequest, NoSuchContainer
+from sysfsd.policy import problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -102,7 +103,8 @@ class Methods:
     async def register(self, parameters: Message, fds: Sequence[int]) -> Message:
         """A record, and with it the views."""
         container = check_id(parameters.get("id"))
-        record = self._registry.register(container, _only(fds))
+        settings = _settings(parameters.get("policy", {}))
+        record = self._registry.register(container, _only(fds), settings)
         self._reservations.bind(container, _only(fds))
         self._collector.track(record)
         return {"directory": f"containers/{container}", "views": self._views}
@@ -148,6 +150,17 @@ def _only(fds: Sequence[int]) -> int:
     return fds[0]
 
 
+def _settings(given: object) -> dict[str, str]:
+    """Check the settings of a policy in a request."""
+    if not isinstance(given, dict):
+        raise InvalidRequest("a policy is an object with settings and their values")
+    for name, value in given.items():
+        wrong = problem(name, value)
+        if wrong is not None:
+            raise InvalidRequest(f"{name} {wrong}")
+    return given
+
+
 def _describe(record: ContainerRecord, boot: float) -> Message:
     return {
         "id": record.id,
@@ -157,4 +170,5 @@ def _describe(record: ContainerRecord, boot: float) -> Message:
         "gid_base": record.gid_base,
         "started": boot + record.started,
         "cgroup": record.cgroup.as_dict(),
+        "policy": record.policy.settings(),
     }

@@ -17,6 +17,7 @@ from sysfsd.facts.memory import MemoryFacts, read_memory
 from sysfsd.facts.sourced import Sourced, saturating_sub
 from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree, read_cgroup_paths
 from sysfsd.kernel.procfs import init_of_pid_namespace, parse_ns_pids, pid_namespace, read_text
+from sysfsd.policy import DEFAULT, HIGH_LIMIT, Policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -45,6 +46,10 @@ class Container(Protocol):
     @property
     def cgroup(self) -> CgroupPaths:
         """Where it sits in the cgroup hierarchies."""
+
+    @property
+    def policy(self) -> Policy:
+        """What is decided about it."""
 
 
 class CpuTimesFacts(NamedTuple):
@@ -121,13 +126,16 @@ class FactsCollector:
         clock: Callable[[], int] = boottime_ns,
         boot_time: Callable[[], float] = psutil.boot_time,
         max_callers: int = MAX_CALLERS,
+        policy: Policy = DEFAULT,
     ) -> None:
+        """Make one; `policy` is that of callers that belong to no registered container."""
         self._tree = tree
         self._proc = proc
         self._sys = sys
         self._now = clock
         self._boot_time = boot_time
         self._max_callers = max_callers
+        self._policy = policy
         self._lock = threading.Lock()
         self._clocks: dict[Hashable, CpuClock] = {}
         self._callers: OrderedDict[Hashable, None] = OrderedDict()
@@ -144,7 +152,7 @@ class FactsCollector:
         started = Sourced(
             int(container.started * 1e9), f"start of the container's init (pid {container.pid})"
         )
-        return self._facts(container.serial, container.cgroup, started)
+        return self._facts(container.serial, container.cgroup, started, container.policy)
 
     def forget(self, container: Container) -> None:
         """Drop what is kept for a container that is gone."""
@@ -174,20 +182,26 @@ class FactsCollector:
         if evicted is not None:
             self._forget(evicted)
         self._track(key, paths, pid)
-        return self._facts(key, paths, started)
+        return self._facts(key, paths, started, self._policy)
 
     def _track(self, key: Hashable, paths: CgroupPaths, pid: int) -> None:
         if not self.load_sampler.tracks(key):
             self.load_sampler.track(key, Target(paths, self._pid_depth(pid)))
 
-    def _facts(self, key: Hashable, paths: CgroupPaths, started: Sourced[int]) -> Facts:
+    def _facts(
+        self, key: Hashable, paths: CgroupPaths, started: Sourced[int], policy: Policy
+    ) -> Facts:
         host = HostFacts(proc=self._proc, sys=self._sys, boot_time=self._boot_time)
         return Facts(
             host=host,
             started=started,
             now=self._now(),
-            memory=lambda: read_memory(self._tree.controller(paths, "memory"), host),
-            cpu=lambda: read_cpus(self._tree, paths, host),
+            memory=lambda: read_memory(
+                self._tree.controller(paths, "memory"),
+                host,
+                high=policy.memory_high == HIGH_LIMIT,
+            ),
+            cpu=lambda: read_cpus(self._tree, paths, host, policy.cpu),
             cpu_times=lambda facts: self._advance_clock(key, paths, facts),
             load=lambda: self.load_sampler.load(key),
         )

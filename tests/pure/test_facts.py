@@ -13,6 +13,7 @@ from sysfsd.facts.collector import Facts, FactsCollector
 from sysfsd.facts.cpuclock import CpuUsage
 from sysfsd.facts.host import boottime_ns, process_started
 from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree, read_cgroup_paths
+from sysfsd.policy import DEFAULT, Policy
 from sysfsd.views import VIEWS, View
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -27,6 +28,7 @@ class Record:
     pid: int
     started: float
     cgroup: CgroupPaths
+    policy: Policy = DEFAULT
 
 
 class Clock:

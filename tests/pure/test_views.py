@@ -22,6 +22,7 @@ from sysfsd.facts.memory import MemoryFacts, read_memory
 from sysfsd.facts.sourced import Sourced
 from sysfsd.kernel.cgroups import Cgroup, CgroupPaths, CgroupTree, read_cgroup_paths
 from sysfsd.kernel.procfs import MeminfoLine, format_cpu_range, parse_cpu_list, parse_meminfo
+from sysfsd.policy import DEFAULT, Policy
 from sysfsd.views import VIEWS, View, cpuinfo, meminfo
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Record:
     pid: int
     started: float
     cgroup: CgroupPaths
+    policy: Policy = DEFAULT
 
 
 class FakeHost(HostFacts):
