@@ -24,6 +24,7 @@ from sysfsd.containers.reservations import Reservations
 from sysfsd.control.methods import Methods
 from sysfsd.control.server import ControlServer, listening
 from sysfsd.facts.collector import FactsCollector
+from sysfsd.facts.keeper import Keeper
 from sysfsd.facts.load import INTERVAL_SECONDS
 from sysfsd.filesystem.callers import CallersOperations
 from sysfsd.filesystem.identity import Identity
@@ -64,12 +65,15 @@ async def serve(config: Config) -> None:
         # Whoever connects before we are ready waits.
         listener = stack.enter_context(listening(config.control))
 
+        keeper = Keeper(os.path.join(config.state_dir, "clocks"), limit)
+        stack.callback(keeper.close_all)
+
         # Whatever runs in the background, below everything that it uses.
         background = await stack.enter_async_context(trio.open_nursery())
         stack.callback(background.cancel_scope.cancel)
 
         tree = Tree(VIEWS)
-        collector = FactsCollector(tree=CgroupTree.of_host())
+        collector = FactsCollector(tree=CgroupTree.of_host(), keeper=keeper)
         renderer = Renderer(limit)
         registry = Registry(background, policy=config.policy())
         reservations = Reservations(background, user=config.subid_user)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import psutil
 
 from sysfsd.facts import cpuclock
-from sysfsd.facts.cpu import CpuFacts, read_cpus, read_usage
+from sysfsd.facts.cpu import TICKS_PER_SECOND, CpuFacts, read_cpus, read_usage
 from sysfsd.facts.host import HostFacts, boottime_ns, process_started
+from sysfsd.facts.kept import Kept
 from sysfsd.facts.load import LoadFacts, LoadSampler, Target
 from sysfsd.facts.memory import MemoryFacts, read_memory
 from sysfsd.facts.sourced import Sourced, saturating_sub
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from sysfsd.facts.cpuclock import CpuClock
+    from sysfsd.facts.load import KeptLoad
 
 MAX_CALLERS = 64
 """How many callers' cgroups keep a clock and averages between two reads (`facts_of_caller`)."""
@@ -50,6 +52,38 @@ class Container(Protocol):
     @property
     def policy(self) -> Policy:
         """What is decided about it."""
+
+
+class Keeper(Protocol):
+    """Where counters outlive the daemon (`sysfsd.facts.keeper`)."""
+
+    def open(self, key: Hashable, pid: int, start_ticks: int) -> Kept:
+        """Begin to keep those of a container; returns what was kept of them before."""
+
+    def keep_clock(self, key: Hashable, clock: CpuClock) -> None:
+        """Keep its clock. Others than containers are passed over."""
+
+    def keep_load(self, key: Hashable, load: KeptLoad) -> None:
+        """Keep its load. Others than containers are passed over."""
+
+    def close(self, key: Hashable) -> None:
+        """Keep no more of it."""
+
+
+class _NoKeeper:
+    """Keeps nothing: for ``sysfsd mount``, which has no place for it."""
+
+    def open(self, _key: Hashable, _pid: int, _start_ticks: int) -> Kept:
+        return Kept()
+
+    def keep_clock(self, _key: Hashable, _clock: CpuClock) -> None:
+        pass
+
+    def keep_load(self, _key: Hashable, _load: KeptLoad) -> None:
+        pass
+
+    def close(self, _key: Hashable) -> None:
+        pass
 
 
 class CpuTimesFacts(NamedTuple):
@@ -127,6 +161,7 @@ class FactsCollector:
         boot_time: Callable[[], float] = psutil.boot_time,
         max_callers: int = MAX_CALLERS,
         policy: Policy = DEFAULT,
+        keeper: Keeper | None = None,
     ) -> None:
         """Make one; `policy` is that of callers that belong to no registered container."""
         self._tree = tree
@@ -137,14 +172,24 @@ class FactsCollector:
         self._max_callers = max_callers
         self._policy = policy
         self._lock = threading.Lock()
+        self._keeper = keeper or _NoKeeper()
         self._clocks: dict[Hashable, CpuClock] = {}
+        self._resumed: dict[Hashable, CpuClock] = {}
         self._callers: OrderedDict[Hashable, None] = OrderedDict()
-        self.load_sampler = LoadSampler(tree, proc=proc, clock=clock)
+        self.load_sampler = LoadSampler(tree, proc=proc, clock=clock, keep=self._keeper.keep_load)
         """Call its `sample_all` every 5 seconds, in a worker thread."""
 
     def track(self, container: Container) -> None:
         """Start what a container's facts need over time; `facts` does so by itself if need be."""
-        self._track(container.serial, container.cgroup, container.pid)
+        key = container.serial
+        if self.load_sampler.tracks(key):
+            return
+        # In whole ticks, as the kernel has it: this names the process.
+        kept = self._keeper.open(key, container.pid, round(container.started * TICKS_PER_SECOND))
+        if kept.clock is not None:
+            with self._lock:
+                self._resumed[key] = kept.clock
+        self._track(key, container.cgroup, container.pid, kept.load)
 
     def facts(self, container: Container) -> Facts:
         """Return the facts of a container as of now."""
@@ -157,6 +202,7 @@ class FactsCollector:
     def forget(self, container: Container) -> None:
         """Drop what is kept for a container that is gone."""
         self._forget(container.serial)
+        self._keeper.close(container.serial)
 
     def kept(self) -> int:
         """Return for how many containers and callers a CPU clock is kept; for the counters."""
@@ -184,9 +230,11 @@ class FactsCollector:
         self._track(key, paths, pid)
         return self._facts(key, paths, started, self._policy)
 
-    def _track(self, key: Hashable, paths: CgroupPaths, pid: int) -> None:
+    def _track(
+        self, key: Hashable, paths: CgroupPaths, pid: int, kept: KeptLoad | None = None
+    ) -> None:
         if not self.load_sampler.tracks(key):
-            self.load_sampler.track(key, Target(paths, self._pid_depth(pid)))
+            self.load_sampler.track(key, Target(paths, self._pid_depth(pid)), kept)
 
     def _facts(
         self, key: Hashable, paths: CgroupPaths, started: Sourced[int], policy: Policy
@@ -209,14 +257,18 @@ class FactsCollector:
     def _advance_clock(self, key: Hashable, paths: CgroupPaths, facts: Facts) -> CpuTimesFacts:
         visible = facts.cpu.visible.value
         usage = read_usage(self._tree, paths)
+        online = len(facts.host.online_cpus.value) if key in self._resumed else 0
         with self._lock:
-            clock = self._clocks.get(key)
-            clock = (
-                cpuclock.start(facts.started.value, usage.value, facts.now, visible)
-                if clock is None
-                else cpuclock.advance(clock, usage.value, facts.now, visible)
-            )
+            known, kept = self._clocks.get(key), self._resumed.pop(key, None)
+            if known is not None:
+                clock = cpuclock.advance(known, usage.value, facts.now, visible)
+            elif kept is not None:
+                clock = cpuclock.resume(kept, usage.value, facts.now, visible, online)
+            else:
+                clock = cpuclock.start(facts.started.value, usage.value, facts.now, visible)
             self._clocks[key] = clock
+            # Before anybody is told.
+            self._keeper.keep_clock(key, clock)
         source = f"{usage.source}, spread over {visible} CPUs ({facts.cpu.visible.source})"
         return CpuTimesFacts(clock, clock.cpus[:visible], source)
 
@@ -224,6 +276,7 @@ class FactsCollector:
         self.load_sampler.forget(key)
         with self._lock:
             self._clocks.pop(key, None)
+            self._resumed.pop(key, None)
 
     def _pid_depth(self, pid: int) -> int | None:
         """Return how many pid namespaces below ours a process's own is; None if it is gone."""
