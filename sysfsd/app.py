@@ -34,6 +34,7 @@ from sysfsd.filesystem.tree import Tree
 from sysfsd.kernel.cgroups import CgroupTree
 from sysfsd.log import RateLimit
 from sysfsd.notify import notify
+from sysfsd.pinning.pinner import Pinner
 from sysfsd.scripts import START
 from sysfsd.views import VIEWS
 
@@ -83,7 +84,13 @@ async def serve(config: Config) -> None:
         coherence = Coherence(limit)
         await background.start(coherence.run)
         reservations.on_free.append(coherence.forget)
-        registry.on_gone += [collector.forget, operations.forget_container]
+        pinner = Pinner(
+            tree=CgroupTree.of_host(),
+            records=registry.records,
+            path=os.path.join(config.state_dir, "pins.json"),
+        )
+        registry.on_gone += [collector.forget, operations.forget_container, pinner.wake]
+        background.start_soon(pinner.run)
 
         relay = await stack.enter_async_context(
             _channel(config.mountpoint, operations, node_in_handle=True)
@@ -99,6 +106,7 @@ async def serve(config: Config) -> None:
             "channel": relay.stats,
             "control": lambda: server.stats(),  # noqa: PLW0108 - it is made below
             "coherence": coherence.stats,
+            "pinning": pinner.stats,
             "load_sampler": lambda: asdict(collector.load_sampler.last_report),
             "tasks": lambda: trio.lowlevel.current_statistics().tasks_living,
         }
@@ -107,6 +115,7 @@ async def serve(config: Config) -> None:
             reservations=reservations,
             coherence=coherence,
             collector=collector,
+            pinner=pinner,
             tree=tree,
             views=VIEWS,
             mountpoint=config.mountpoint,
@@ -129,6 +138,7 @@ async def serve(config: Config) -> None:
         await _until(signals, relay)
         if len(registry):
             await _uncover_containers(config.control)
+        await pinner.release_all()
     _log.info("stopped")
 
 

@@ -11,7 +11,7 @@ import trio
 from sysfsd import __version__
 from sysfsd.containers.record import check_id
 from sysfsd.errors import InvalidRequest, NoSuchContainer
-from sysfsd.policy import problem
+from sysfsd.policy import CPU_PIN, problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sysfsd.control.server import Method
     from sysfsd.facts.collector import FactsCollector
     from sysfsd.filesystem.tree import Tree
+    from sysfsd.pinning.pinner import Pinner
     from sysfsd.views import View
 
 
@@ -37,6 +38,7 @@ class Methods:
         reservations: Reservations,
         coherence: Coherence,
         collector: FactsCollector,
+        pinner: Pinner,
         tree: Tree,
         views: Sequence[View],
         mountpoint: str,
@@ -48,6 +50,7 @@ class Methods:
         self._reservations = reservations
         self._coherence = coherence
         self._collector = collector
+        self._pinner = pinner
         self._tree = tree
         self._views = [view.path for view in views]
         self._hello = {
@@ -107,6 +110,9 @@ class Methods:
         record = self._registry.register(container, _only(fds), settings)
         self._reservations.bind(container, _only(fds))
         self._collector.track(record)
+        if settings or record.policy.cpu == CPU_PIN:
+            # Before its first process counts its CPUs.
+            await self._pinner.settle()
         return {"directory": f"containers/{container}", "views": self._views}
 
     async def release(self, parameters: Message, _fds: Sequence[int]) -> Message:

@@ -54,7 +54,7 @@ def read_cpus(
     `policy` is its ``cpu-policy``. A container that is pinned has a cpuset of that size.
     """
     cpuset = _read_cpuset(tree.controller(paths, "cpuset"), host)
-    quota = _read_quota(tree.controller(paths, "cpu"))
+    quota = read_quota(tree.controller(paths, "cpu"))
     why = f"cpu-policy is {policy}"
     if policy == CPU_OFF:
         online = host.online_cpus
@@ -116,8 +116,11 @@ def _read_cpuset(cgroup: Cgroup | None, host: HostFacts) -> Sourced[tuple[int, .
     return host.online_cpus
 
 
-def _read_quota(cgroup: Cgroup | None) -> Sourced[int] | None:
-    """The smallest quota on the way up, in CPUs, rounded up: half a CPU still is one to see."""
+def read_quota(cgroup: Cgroup | None) -> Sourced[int] | None:
+    """Read the smallest quota on the way up, in CPUs; None if there is none.
+
+    Rounded up: half a CPU still is one to see. Raises OSError if the cgroup is gone.
+    """
     if cgroup is None:
         return None
     best: Sourced[int] | None = None
