@@ -115,3 +115,11 @@ def test_a_system_container(
     assert outside == first or (first is None and outside > 65535)
     assert int(owner) == 0
     assert int(total) == 64 << 10
+
+
+def test_an_annotation_sets_the_policy(own: Throwaway, podman: Podman) -> None:
+    online = "/sys/devices/system/cpu/online"
+    host = Path(online).read_text().strip()
+    for policy, seen in (("quota", "0"), ("cpuset", host)):
+        options = ("--cpus", "0.5", "--annotation", f"dev.sysfsd.cpu-policy={policy}")
+        assert in_a_container(own, podman, *options, command=f"cat {online}") == [seen]
