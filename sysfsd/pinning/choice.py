@@ -40,12 +40,12 @@ class Decision(NamedTuple):
 
 
 def decide(
-    state: CpusetState, quota: int | None, pin: Pin | None, others: Mapping[int, int]
+    state: CpusetState, quota: int | None, pin: Pin | None, counts: Mapping[int, int]
 ) -> Decision:
     """Decide about a cpuset under a quota of whole CPUs (None: none, or not to be pinned).
 
-    `others` says how many other containers are pinned to each CPU. Raises ``ValueError`` if the
-    kernel's lists are none.
+    `counts` says how many containers are pinned to each CPU, this one's `pin` included. Raises
+    ``ValueError`` if the kernel's lists are none.
     """
     requested = parse_cpu_list(state.requested)
     ours = pin is not None and _is_ours(requested, pin, state.above)
@@ -53,9 +53,11 @@ def decide(
     allowed = _allowed(user, state.above)
     if quota is None or quota >= len(allowed):
         return Decision(None, user if ours else None)
+    if ours and len(requested) == quota and frozenset(allowed).issuperset(requested):
+        return Decision(Pin(user, requested), None)  # nearly always
+    others = Counter(counts)
+    others.subtract(() if pin is None else pin.wrote)
     target = choose(allowed, max(1, quota), others, requested if ours else ())
-    if ours and requested == target:
-        return Decision(Pin(user, target), None)
     former = requested if ours else ()
     return Decision(Pin(user, target, former), format_cpus(target))
 

@@ -79,6 +79,7 @@ class Pinner:
             self._pins = remembered.load(path, self._boot)
         except (OSError, ValueError) as error:
             _log.warning("the pins of a former daemon are not known", path=path, error=str(error))
+        self._counts = count_pins(self._pins.values())
         self._inherited = set(self._pins)
         self._grace_ends = clock() + GRACE_SECONDS
         self._keys: dict[int, CpusetKey] = {}
@@ -130,64 +131,55 @@ class Pinner:
             await trio.to_thread.run_sync(self._round, wanting, grace, abandon_on_cancel=True)
 
     def _round(self, wanting: Sequence[ContainerRecord], grace: bool) -> None:
-        cgroups = self._find(wanting)
-        shared = Counter(key for key, _ in {(self._keys[s], c.pid) for s, c in cgroups.items()})
+        kept = set(self._inherited) if grace else set()
+        keys: dict[int, CpusetKey] = {}
+        cgroups = {record.serial: self._cgroup(record) for record in wanting}
+        # Records of one process (which may have two names) are of one container.
+        users = {(cgroups[record.serial], record.pid) for record in wanting}
+        sharing = Counter(cgroup for cgroup, _pid in users)
         for record in wanting:
-            key = self._keys.get(record.serial)
-            if record.serial not in cgroups or key is None:
-                continue
+            cgroup = cgroups[record.serial]
             try:
-                if shared[key] > 1:
+                if isinstance(cgroup, OSError):
+                    raise cgroup
+                if cgroup is None:
+                    raise Refused("it has no cpuset of its own")
+                if sharing[cgroup] > 1:
                     raise Refused("another container is in the same cgroup")
-                self._follow(key, record)
+                keys[record.serial] = self._follow(cgroup, record)
             except (OSError, ValueError, Refused) as error:
-                if not _is_gone(error):
-                    self._has_trouble(record.id, error)
+                if _is_gone(error):
+                    continue
+                self._has_trouble(record.id, error)
+                if not isinstance(error, Refused) and record.serial in self._keys:
+                    keys[record.serial] = self._keys[record.serial]  # what is there stays, for now
             else:
                 self._troubles.pop(record.id, None)
-        kept = {self._keys[serial] for serial in cgroups}
-        kept = {key for key in kept if shared[key] == 1}
-        if grace:
-            kept |= self._inherited
+        self._keys = keys
+        kept.update(keys.values())
         for key in [key for key in self._pins if key not in kept]:
             self._let_go(key)
         names = {record.id for record in wanting} | {key.path for key in self._pins}
         self._troubles = {name: text for name, text in self._troubles.items() if name in names}
 
-    def _find(self, wanting: Sequence[ContainerRecord]) -> dict[int, ContainerRecord]:
-        """Name the cpuset of each container; returns those that have one, by serial."""
-        found: dict[int, ContainerRecord] = {}
-        keys: dict[int, CpusetKey] = {}
-        for record in wanting:
-            try:
-                cgroup = own_cpuset(self._tree, record.cgroup)
-                if cgroup is None:
-                    raise Refused("it has no cpuset of its own")
-                with opened(cgroup) as cpuset:
-                    keys[record.serial] = cpuset.key
-            except (OSError, Refused) as error:
-                if _is_gone(error):
-                    continue
-                self._has_trouble(record.id, error)
-                if record.serial not in self._keys:
-                    continue
-                keys[record.serial] = self._keys[record.serial]  # what is there stays, for now
-            found[record.serial] = record
-        self._keys = keys
-        return found
+    def _cgroup(self, record: ContainerRecord) -> Cgroup | OSError | None:
+        try:
+            return own_cpuset(self._tree, record.cgroup)
+        except OSError as error:  # gone, or out of our sight
+            return error
 
-    def _follow(self, key: CpusetKey, record: ContainerRecord) -> None:
-        with opened(Cgroup(key.version, key.mountpoint, key.path)) as cpuset:
-            if cpuset.key != key:
-                return
+    def _follow(self, cgroup: Cgroup, record: ContainerRecord) -> CpusetKey:
+        with opened(cgroup) as cpuset:
+            key = cpuset.key
             if key not in self._pins and not self._is_its_own(cpuset, record):
                 raise Refused("others than the container are in its cgroup")
             quota = read_quota(self._tree.controller(record.cgroup, "cpu"))
-            self._inherited.discard(key)
             if self._decide(cpuset, None if quota is None else quota.value):
                 pin = self._pins.get(key)
                 cpus = format_cpus(pin.wrote) if pin is not None else "its own"
                 _log.info("pinned", container=record.id, cpus=cpus)
+        self._inherited.discard(key)
+        return key
 
     def _let_go(self, key: CpusetKey) -> None:
         try:
@@ -211,8 +203,7 @@ class Pinner:
         if state is None:
             raise Refused("cpusets are not enabled for its cgroup")
         key, pin = cpuset.key, self._pins.get(cpuset.key)
-        others = count_pins(other for name, other in self._pins.items() if name != key)
-        decision = decide(state, quota, pin, others)
+        decision = decide(state, quota, pin, self._counts)
         if decision.text is not None:
             if decision.pin is not None:
                 self._remember(key, decision.pin)
@@ -235,6 +226,7 @@ class Pinner:
             pins[key] = pin
         remembered.save(self._path, pins, self._boot)
         self._pins = pins
+        self._counts = count_pins(pins.values())
 
     def _is_its_own(self, cpuset: OpenCpuset, record: ContainerRecord) -> bool:
         """Whether all processes of a cgroup are of one container.

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PERIOD = 100_000
 QUOTAS = (0.5, 2, 1, 2, 0.5, 1)
+ONLINE = sorted(os.sched_getaffinity(0))
+CPUSETS = (ONLINE[:2], ONLINE[:2], ONLINE[-1:], ONLINE[:1], ONLINE[:2], ONLINE[:2])
 
 
 class Counters:
@@ -102,12 +104,14 @@ def end(daemon: Serving, number: int) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_no_counter_runs_backwards(tmp_path: Path, number: int) -> None:
     counters = Counters(tmp_path / "mount/containers/web")
-    with container(memory=96 << 20, cpus=0.5) as box, busy(box):
-        for round_, cpus in enumerate(QUOTAS):
+    first = ",".join(str(cpu) for cpu in CPUSETS[0])
+    with container(memory=96 << 20, cpus=0.5, cpuset=first) as box, busy(box):
+        for cpus, cpuset in zip(QUOTAS, CPUSETS, strict=True):
             with serving(tmp_path) as daemon:
                 daemon.register("web", box.pid)
                 set_quota(box, cpus)
-                if round_ == 0:
+                box.set("cpuset.cpus", ",".join(str(cpu) for cpu in cpuset))
+                if not counters.reads:
                     # The newest process, seen once and never again.
                     with box.background("sleep", "100"):
                         assert counters.read()["last pid"] > 1

@@ -87,12 +87,13 @@ ALL = (0, 1, 2, 3)
     ],
 )
 def test_decisions(requested: str, quota: int | None, pin: Pin | None, expected: Decision) -> None:
-    assert decide(CpusetState(requested, ALL), quota, pin, {}) == expected
+    counts = count_pins([pin] if pin is not None else [])
+    assert decide(CpusetState(requested, ALL), quota, pin, counts) == expected
 
 
 def test_what_hotplug_leaves_of_ours_is_ours() -> None:
     pin = Pin("0-3", (1, 2))
-    assert decide(CpusetState("2", (0, 2, 3)), 2, pin, {}) == (
+    assert decide(CpusetState("2", (0, 2, 3)), 2, pin, {1: 1, 2: 1}) == (
         Pin("0-3", (0, 2), (2,)), "0,2",
     )  # fmt: skip
     assert decide(CpusetState("", (0, 3)), None, pin, {}) == (None, "0-3")

@@ -163,11 +163,14 @@ def _cgroups(memory: int | None, cpus: float | None, cpuset: str | None) -> Iter
         values["cpuacct"] = {}
     if cpuset is not None:
         values["cpuset"] = {"cpuset.mems": "0", "cpuset.cpus": cpuset}
-    try:
+    with ExitStack() as stack:
+        stack.callback(_remove, made)
         for controller, files in values.items():
             cgroup = tree.controller(own, controller)
             if cgroup is None:
                 pytest.skip(f"no {controller} controller on this host")
+            if cgroup.version == 2 and controller == "cpuset":
+                stack.enter_context(_enabled(Path(cgroup.mountpoint), controller))
             path = Path(cgroup.mountpoint, name)
             if path not in made:
                 path.mkdir()
@@ -176,7 +179,20 @@ def _cgroups(memory: int | None, cpus: float | None, cpuset: str | None) -> Iter
                 if (path / file).exists():
                     (path / file).write_text(value)
         yield made
-    finally:
-        for path in made:
-            until(lambda path=path: not (path / "cgroup.procs").read_text(), "an empty cgroup")  # type: ignore[misc]
-            path.rmdir()
+
+
+def _remove(cgroups: list[Path]) -> None:
+    for path in cgroups:
+        until(lambda path=path: not (path / "cgroup.procs").read_text(), "an empty cgroup")  # type: ignore[misc]
+        path.rmdir()
+
+
+@contextmanager
+def _enabled(root: Path, controller: str) -> Iterator[None]:
+    """Have a v2 controller enabled below the root meanwhile: systemd enables those it uses."""
+    control = root / "cgroup.subtree_control"
+    before = controller in control.read_text().split()
+    control.write_text(f"+{controller}")
+    yield
+    if not before:
+        control.write_text(f"-{controller}")
