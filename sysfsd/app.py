@@ -29,7 +29,7 @@ from sysfsd.facts.load import INTERVAL_SECONDS
 from sysfsd.filesystem.callers import CallersOperations
 from sysfsd.filesystem.identity import Identity
 from sysfsd.filesystem.pinned import PinnedOperations
-from sysfsd.filesystem.rendering import Renderer
+from sysfsd.filesystem.rendering import HostFiles, Renderer
 from sysfsd.filesystem.tree import Tree
 from sysfsd.kernel.cgroups import CgroupTree
 from sysfsd.log import RateLimit
@@ -73,7 +73,7 @@ async def serve(config: Config) -> None:
         background = await stack.enter_async_context(trio.open_nursery())
         stack.callback(background.cancel_scope.cancel)
 
-        tree = Tree(VIEWS)
+        tree = Tree(VIEWS, HostFiles().has)
         collector = FactsCollector(tree=CgroupTree.of_host(), keeper=keeper)
         renderer = Renderer(limit)
         registry = Registry(background, policy=config.policy())
@@ -117,7 +117,6 @@ async def serve(config: Config) -> None:
             collector=collector,
             pinner=pinner,
             tree=tree,
-            views=VIEWS,
             mountpoint=config.mountpoint,
             state_dir=config.state_dir,
             stage=stage,
@@ -153,7 +152,7 @@ async def mount(directory: str, control: str, policy: Policy) -> None:
 
         collector = FactsCollector(tree=CgroupTree.of_host(), policy=policy)
         operations = CallersOperations(
-            tree=Tree(VIEWS),
+            tree=Tree(VIEWS, HostFiles().has),
             identity=Identity(control, limit),
             collector=collector,
             renderer=Renderer(limit),

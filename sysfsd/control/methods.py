@@ -12,6 +12,7 @@ from sysfsd import __version__
 from sysfsd.containers.record import check_id
 from sysfsd.errors import InvalidRequest, NoSuchContainer
 from sysfsd.policy import CPU_PIN, problem
+from sysfsd.views import attach_points
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from sysfsd.facts.collector import FactsCollector
     from sysfsd.filesystem.tree import Tree
     from sysfsd.pinning.pinner import Pinner
-    from sysfsd.views import View
 
 
 class Methods:
@@ -40,7 +40,6 @@ class Methods:
         collector: FactsCollector,
         pinner: Pinner,
         tree: Tree,
-        views: Sequence[View],
         mountpoint: str,
         state_dir: str,
         stage: str,
@@ -52,7 +51,7 @@ class Methods:
         self._collector = collector
         self._pinner = pinner
         self._tree = tree
-        self._views = [view.path for view in views]
+        self._points = attach_points(tree.views)
         self._hello = {
             "version": __version__,
             "pid": os.getpid(),
@@ -113,7 +112,7 @@ class Methods:
         if settings or record.policy.cpu == CPU_PIN:
             # Before its first process counts its CPUs.
             await self._pinner.settle()
-        return {"directory": f"containers/{container}", "views": self._views}
+        return {"directory": f"containers/{container}", "views": self._points}
 
     async def release(self, parameters: Message, _fds: Sequence[int]) -> Message:
         """Drop a record."""
@@ -130,12 +129,12 @@ class Methods:
         container, path = check_id(parameters.get("id")), parameters.get("path")
         if not isinstance(path, str):
             raise InvalidRequest("show needs a path")
-        view = self._tree.view(path)
         record = self._registry.find(container)
         if record is None:
             raise NoSuchContainer(f"no container {container!r} is registered; see: sysfsd ps")
         await trio.lowlevel.checkpoint()
         facts = self._collector.facts(record)
+        view = self._tree.view(path, self._tree.members_by(lambda: facts))
         if parameters.get("explain"):
             return {"sources": [source._asdict() for source in view.explain(facts)]}
         return {"text": view.render(facts).decode("utf-8", "replace")}

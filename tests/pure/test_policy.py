@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sysfsd.policy import DEFAULT, SETTINGS, Policy, from_annotations, problem
-from sysfsd.views import VIEWS
+from sysfsd.views import VIEWS, Family
 from tests.pure.test_facts import FIXTURES, MIB, RECORDED, Record, collector, record, write
+from tests.support.views import EACH
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,10 +99,13 @@ def test_which_cpus_a_container_sees(
 def test_all_files_show_the_same_cpus(policy: str) -> None:
     found = seen(FIXTURES / RECORDED, Policy(policy), 7378)
     count = found.cpu.visible.value
-    texts = {view.path: view.render(found).decode() for view in VIEWS}
+    texts = {view.path: view.render(found).decode() for view in EACH}
+    last = [each.view(count - 1) for each in VIEWS if isinstance(each, Family)]
+    texts |= {view.path: view.render(found).decode() for view in last if "/cpu/" in view.path}
 
     assert texts["proc/cpuinfo"].count("processor\t") == count
     assert sum(line[:3] == "cpu" for line in texts["proc/stat"].splitlines()) == count + 1
+    assert texts[f"sys/devices/system/cpu/cpu{count - 1}/topology/core_id"] == f"{count - 1}\n"
     assert texts["sys/devices/system/cpu/online"] == ("0\n" if count == 1 else f"0-{count - 1}\n")
 
 
