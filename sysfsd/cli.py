@@ -28,6 +28,11 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 _CELL = 48
 """Columns of a terminal that a value in a table may take."""
 
+_SETTINGS_HELP = {
+    "cpu-policy": "how many CPUs it sees (with pin: and runs on)",
+    "memory-high": "whether memory.high of cgroup v2 is a limit that it sees",
+}
+
 _OF_A_PROCESS = re.compile(r"/proc/(\d+)(?:/|$)")
 
 
@@ -115,9 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     attach = command("attach", _attach, "give a running container its views")
     attach.add_argument("--id", metavar="ID", help="register it under this id")
     for setting, values in SETTINGS.items():
-        attach.add_argument(
-            f"--{setting}", choices=values, help="for this container; see examples/sysfsd.toml"
-        )
+        attach.add_argument(f"--{setting}", choices=values, help=_SETTINGS_HELP[setting])
     detach = command("detach", _detach, "take a running container's views back")
     which = detach.add_mutually_exclusive_group(required=True)
     which.add_argument("--all", action="store_true", help="of every registered container")
