@@ -25,8 +25,7 @@ def sources(facts: Facts) -> list[Source]:
         return [Source("text", facts.host.cpuinfo, "the host's /proc/cpuinfo (no CPU in it)")]
     items: list[Source] = []
     spare = next(iter(cpus.values()))
-    for index in range(count.value):
-        number = facts.cpu.cpuset.value[index]
+    for index, number in enumerate(facts.cpu.numbers):
         items.append(
             Source(
                 f"processor {index}",

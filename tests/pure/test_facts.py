@@ -15,6 +15,7 @@ from sysfsd.facts.cpuclock import CpuUsage
 from sysfsd.facts.host import HostFacts, boottime_ns, process_started
 from sysfsd.facts.hugepages import read_hugepages, size_name
 from sysfsd.kernel.cgroups import Cgroup, CgroupPaths, CgroupTree, read_cgroup_paths
+from sysfsd.policy import DEFAULT, Policy
 from tests.support.views import EACH
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Record:
     started: float
     cgroup: CgroupPaths
     domain: int | None = None
+    policy: Policy = DEFAULT
 
 
 class Clock:

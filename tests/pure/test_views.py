@@ -24,6 +24,7 @@ from sysfsd.facts.nodes import Node, NodesFacts
 from sysfsd.facts.sourced import Sourced
 from sysfsd.kernel.cgroups import Cgroup, CgroupPaths, CgroupTree, read_cgroup_paths
 from sysfsd.kernel.procfs import MeminfoLine, format_cpu_range, parse_cpu_list, parse_meminfo
+from sysfsd.policy import DEFAULT, Policy
 from sysfsd.views import VIEWS, cpuinfo, meminfo
 from tests.support.views import PATHS, view
 
@@ -49,6 +50,7 @@ class Record:
     started: float
     cgroup: CgroupPaths
     domain: int | None = None
+    policy: Policy = DEFAULT
 
 
 class FakeHost(HostFacts):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sysfsd.facts.collector import FactsCollector
 from sysfsd.kernel.cgroups import CgroupTree, read_cgroup_paths
+from sysfsd.policy import DEFAULT, Policy
 from sysfsd.views import VIEWS, Family
 from tests.support.views import EACH
 
@@ -156,6 +157,7 @@ class _Recorded(NamedTuple):
     started: float
     cgroup: CgroupPaths
     domain: int | None = None
+    policy: Policy = DEFAULT
 
 
 def _container(base: Path) -> tuple[int, CgroupPaths]:
