@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import psutil
 
-from sysfsd.facts import cpuclock
+from sysfsd.facts import cpuclock, disk
 from sysfsd.facts.cpu import CpuFacts, read_cpus, read_usage
 from sysfsd.facts.host import HostFacts, boottime_ns, process_started
 from sysfsd.facts.load import LoadFacts, LoadSampler, Target
-from sysfsd.facts.memory import MemoryFacts, read_memory
+from sysfsd.facts.memory import MemoryFacts, read_memory, read_oom_kills
 from sysfsd.facts.sourced import Sourced, saturating_sub
 from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree, read_cgroup_paths
 from sysfsd.kernel.procfs import init_of_pid_namespace, parse_ns_pids, pid_namespace, read_text
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from sysfsd.facts.cpuclock import CpuClock
+    from sysfsd.facts.disk import DiskClock, DiskFacts
 
 MAX_CALLERS = 64
 """How many callers' cgroups keep a clock and averages between two reads (`facts_of_caller`)."""
@@ -72,6 +73,8 @@ class Facts:
         cpu: Callable[[], CpuFacts],
         cpu_times: Callable[[Facts], CpuTimesFacts],
         load: Callable[[], LoadFacts],
+        disk: Callable[[], DiskFacts],
+        oom_kills: Callable[[], Sourced[int]],
     ) -> None:
         self.host = host
         self.started = started
@@ -82,6 +85,8 @@ class Facts:
         self._cpu = cpu
         self._cpu_times = cpu_times
         self._load = load
+        self._disk = disk
+        self._oom_kills = oom_kills
 
     @cached_property
     def uptime(self) -> Sourced[int]:
@@ -108,9 +113,19 @@ class Facts:
         """Its load average and its tasks."""
         return self._load()
 
+    @cached_property
+    def disk(self) -> DiskFacts:
+        """The block devices it used."""
+        return self._disk()
+
+    @cached_property
+    def oom_kills(self) -> Sourced[int]:
+        """How many of its processes the kernel killed for want of memory."""
+        return self._oom_kills()
+
 
 class FactsCollector:
-    """Makes `Facts`, and keeps what must live on between two refreshes: CPU clocks and loads."""
+    """Makes `Facts`, and keeps what must live on between two refreshes: clocks and loads."""
 
     def __init__(
         self,
@@ -130,6 +145,7 @@ class FactsCollector:
         self._max_callers = max_callers
         self._lock = threading.Lock()
         self._clocks: dict[Hashable, CpuClock] = {}
+        self._disks: dict[Hashable, DiskClock] = {}
         self._callers: OrderedDict[Hashable, None] = OrderedDict()
         self.load_sampler = LoadSampler(tree, proc=proc, clock=clock)
         """Call its `sample_all` every 5 seconds, in a worker thread."""
@@ -190,6 +206,8 @@ class FactsCollector:
             cpu=lambda: read_cpus(self._tree, paths, host),
             cpu_times=lambda facts: self._advance_clock(key, paths, facts),
             load=lambda: self.load_sampler.load(key),
+            disk=lambda: self._advance_disks(key, paths, host),
+            oom_kills=lambda: read_oom_kills(self._tree.controller(paths, "memory")),
         )
 
     def _advance_clock(self, key: Hashable, paths: CgroupPaths, facts: Facts) -> CpuTimesFacts:
@@ -206,10 +224,20 @@ class FactsCollector:
         source = f"{usage.source}, spread over {visible} CPUs ({facts.cpu.visible.source})"
         return CpuTimesFacts(clock, clock.cpus[:visible], source)
 
+    def _advance_disks(self, key: Hashable, paths: CgroupPaths, host: HostFacts) -> DiskFacts:
+        present = [line.number for line in host.diskstats]
+        with self._lock:
+            # Read in here: counters that come in the wrong order would be added twice.
+            raw = disk.read_disks(self._tree, paths)
+            clock = disk.advance(self._disks.get(key, disk.START), raw, present)
+            self._disks[key] = clock
+        return disk.disk_facts(clock, raw, host)
+
     def _forget(self, key: Hashable) -> None:
         self.load_sampler.forget(key)
         with self._lock:
             self._clocks.pop(key, None)
+            self._disks.pop(key, None)
 
     def _pid_depth(self, pid: int) -> int | None:
         """Return how many pid namespaces below ours a process's own is; None if it is gone."""

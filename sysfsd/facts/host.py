@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -9,7 +10,16 @@ from typing import TYPE_CHECKING
 import psutil
 
 from sysfsd.facts.sourced import Sourced
-from sysfsd.kernel.procfs import MeminfoLine, parse_cpu_list, parse_meminfo, read_text
+from sysfsd.kernel.cgroups import parse_flat_keyed
+from sysfsd.kernel.procfs import (
+    DiskLine,
+    MeminfoLine,
+    parse_cpu_list,
+    parse_diskstats,
+    parse_meminfo,
+    parse_partitions,
+    read_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -56,6 +66,34 @@ class HostFacts:
     def cpuinfo(self) -> str:
         """The text of /proc/cpuinfo."""
         return read_text(f"{self._proc}/cpuinfo")
+
+    @cached_property
+    def diskstats(self) -> tuple[DiskLine, ...]:
+        """The lines of /proc/diskstats; none if this kernel has no block devices."""
+        return parse_diskstats(self._optional("diskstats"))
+
+    @cached_property
+    def partitions(self) -> tuple[DiskLine, ...]:
+        """The lines of /proc/partitions; none if this kernel has no block devices."""
+        return parse_partitions(self._optional("partitions"))
+
+    @cached_property
+    def vmstat(self) -> Mapping[str, int]:
+        """/proc/vmstat, in the kernel's order; empty if this kernel has none."""
+        return parse_flat_keyed(self._optional("vmstat"))
+
+    def has_disks_below(self, number: str) -> bool:
+        """Whether a block device passes its I/O on to others: device mapper and md do."""
+        try:
+            return bool(os.listdir(f"{self._sys}/dev/block/{number}/slaves"))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def _optional(self, name: str) -> str:
+        try:
+            return read_text(f"{self._proc}/{name}")
+        except FileNotFoundError:
+            return ""
 
     @cached_property
     def online_cpus(self) -> Sourced[tuple[int, ...]]:

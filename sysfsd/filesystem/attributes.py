@@ -38,13 +38,14 @@ def file(
     inode: int,
     *,
     size: int,
+    mode: int,
     owner: Owner,
     changed_ns: int,
     entry_timeout: float,
     attr_timeout: float,
 ) -> pyfuse3.EntryAttributes:
     """Attributes of a view's file. The size is real, or sendfile(2) would copy nothing."""
-    entry = _entry(inode, stat.S_IFREG | 0o444, owner, changed_ns)
+    entry = _entry(inode, stat.S_IFREG | mode, owner, changed_ns)
     entry.st_size = size
     entry.entry_timeout, entry.attr_timeout = entry_timeout, attr_timeout
     return entry

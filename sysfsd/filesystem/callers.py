@@ -73,7 +73,7 @@ class CallersOperations(Operations):
         if node.view is None:
             return self._directory(inode)
         data = await self._content(node.view, ctx.pid)
-        return self._file(inode, len(data), time.time_ns())
+        return self._file(inode, node.view, len(data), time.time_ns())
 
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         """Render the caller's view, for as long as the file is open."""
@@ -111,8 +111,12 @@ class CallersOperations(Operations):
         children = list(self._node(fh).children.items())
         for position, (name, number) in enumerate(children[start_id:], start_id + 1):
             inode = inode_of(MOUNT_SERIAL, number)
-            is_file = self._node(inode).view is not None
-            entry = self._file(inode, 0, self._mounted_ns) if is_file else self._directory(inode)
+            view = self._node(inode).view
+            entry = (
+                self._directory(inode)
+                if view is None
+                else self._file(inode, view, 0, self._mounted_ns)
+            )
             if not pyfuse3.readdir_reply(token, name, entry, position):
                 break
 
@@ -152,10 +156,11 @@ class CallersOperations(Operations):
         )
 
     @staticmethod
-    def _file(inode: int, size: int, changed_ns: int) -> pyfuse3.EntryAttributes:
+    def _file(inode: int, view: View, size: int, changed_ns: int) -> pyfuse3.EntryAttributes:
         return attributes.file(
             inode,
             size=size,
+            mode=view.mode,
             owner=HOST_ROOT,
             changed_ns=changed_ns,
             entry_timeout=0,

@@ -148,6 +148,7 @@ class PinnedOperations(Operations):
         return attributes.file(
             inode,
             size=len(snapshot.data),
+            mode=node.view.mode,
             owner=owner,
             changed_ns=snapshot.changed_ns,
             entry_timeout=STATIC_TIMEOUT,

@@ -6,7 +6,19 @@ A view is a pure function of `Facts`. To add one, write a module with a function
 
 from __future__ import annotations
 
-from sysfsd.views import cpuinfo, loadavg, meminfo, stat, swaps, syscpu, uptime
+from sysfsd.views import (
+    cpuinfo,
+    diskstats,
+    loadavg,
+    meminfo,
+    partitions,
+    slabinfo,
+    stat,
+    swaps,
+    syscpu,
+    uptime,
+    vmstat,
+)
 from sysfsd.views.view import Source, View
 
 __all__ = ["VIEWS", "Source", "View"]
@@ -21,5 +33,9 @@ VIEWS: tuple[View, ...] = (
     View("sys/devices/system/cpu/online", syscpu.sources, syscpu.text),
     View("sys/devices/system/cpu/possible", syscpu.sources, syscpu.text),
     View("sys/devices/system/cpu/present", syscpu.sources, syscpu.text),
+    View("proc/diskstats", diskstats.sources, diskstats.text),
+    View("proc/partitions", partitions.sources, partitions.text),
+    View("proc/vmstat", vmstat.sources, vmstat.text),
+    View("proc/slabinfo", slabinfo.sources, slabinfo.text, mode=0o400),
 )
 """The one table. Append only: the position of a view is part of the inode numbers of its files."""

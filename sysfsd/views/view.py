@@ -31,6 +31,8 @@ class View:
     """Below the container's directory: ``proc/meminfo``."""
     sources: Callable[[Facts], Sequence[Source]]
     text: Callable[[Sequence[Source]], str]
+    mode: int = 0o444
+    """The permissions of the file, as the kernel's own has them."""
 
     def render(self, facts: Facts) -> bytes:
         """Return the content of the file; raises OSError if the container is gone."""

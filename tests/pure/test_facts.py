@@ -340,4 +340,4 @@ def test_every_view_of_a_recorded_v2_container(view: View) -> None:
     scope = CgroupPaths((("", f"/sysfsdtest.slice/{SCOPE}"),))
     text = view.render(collector(base).facts(Record(1, 7378, 90.5, scope))).decode()
 
-    assert text.endswith("\n")
+    assert text.endswith("\n") or not text  # it has no diskstats

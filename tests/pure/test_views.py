@@ -16,6 +16,7 @@ from sysfsd.facts import cpuclock
 from sysfsd.facts.collector import CpuTimesFacts, Facts, FactsCollector
 from sysfsd.facts.cpu import CpuFacts
 from sysfsd.facts.cpuclock import CpuUsage
+from sysfsd.facts.disk import DiskFacts
 from sysfsd.facts.host import HostFacts
 from sysfsd.facts.load import Averages, LoadFacts, TaskCount
 from sysfsd.facts.memory import MemoryFacts, read_memory
@@ -83,6 +84,8 @@ def make_facts(
         cpu=lambda: CpuFacts(Sourced(len(cpus), "cpuset"), Sourced(cpus, "cpuset"), None),
         cpu_times=lambda facts: CpuTimesFacts(clock, clock.cpus[: len(cpus)], "usage"),
         load=lambda: LoadFacts(Averages(164, 0, 0), tasks, tasks.newest_pid, "tasks", 0),
+        disk=lambda: DiskFacts((), "no io controller"),
+        oom_kills=lambda: Sourced(0, "memory.events"),
     )
 
 
@@ -124,6 +127,10 @@ def test_the_table_is_append_only() -> None:
         "sys/devices/system/cpu/online",
         "sys/devices/system/cpu/possible",
         "sys/devices/system/cpu/present",
+        "proc/diskstats",
+        "proc/partitions",
+        "proc/vmstat",
+        "proc/slabinfo",
     ]
 
 
@@ -379,7 +386,7 @@ def test_cpuinfo_keeps_text_that_is_about_no_cpu() -> None:
     host = "processor\t: 0\nBogoMIPS\t: 1\n\nprocessor\t: 1\nBogoMIPS\t: 2\n\nHardware\t: Board\n"
     facts = make_facts(host=FakeHost(cpuinfo=host), cpus=(1,))
 
-    assert render("proc/cpuinfo", facts) == "processor\t: 0\nBogoMIPS\t: 2\n\nHardware\t: Board\n\n"
+    assert render("proc/cpuinfo", facts) == "processor\t: 0\nBogoMIPS\t: 2\n\nHardware\t: Board\n"
 
 
 def test_cpuinfo_of_a_cpu_that_went_offline_keeps_the_count() -> None:
