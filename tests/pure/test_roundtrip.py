@@ -6,10 +6,8 @@ procps makes of them is in tests/filesystem/test_procps.py.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,78 +16,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sysfsd.facts.collector import FactsCollector
-from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree, read_cgroup_paths
-from sysfsd.views import VIEWS
+from tests.support.recorded import SECOND, TREES, V1, V2, Machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FIXTURES = Path(__file__).parent / "fixtures"
-PIDS = {"cgroup-v1": int((FIXTURES / "cgroup-v1/pid").read_text()), "cgroup-v2": 4242}
-OWN = {"cgroup-v1": "engine/web", "cgroup-v2": "system.slice/docker-abc.scope"}
 FILES = "meminfo swaps vmstat stat uptime cpuinfo diskstats".split()
-SECOND = 1_000_000_000
 KIB = 1024
 
 any_numbers = settings(max_examples=50, deadline=None)
-
-
-@dataclass(frozen=True)
-class Record:
-    serial: int
-    pid: int
-    started: float
-    cgroup: CgroupPaths
-
-
-class Machine:
-    """A copy of a recorded tree, whose files may change, and time, which may pass."""
-
-    def __init__(self, base: Path, tree: str) -> None:
-        for part in ("proc", "sys/fs"):
-            shutil.copytree(FIXTURES / tree / part, base / part)
-        self.base = base
-        self.tree = tree
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget everything, as a daemon does that is restarted."""
-        base, tree = self.base, self.tree
-        self.now = 100 * SECOND
-        self._collector = FactsCollector(
-            tree=CgroupTree.from_mountinfo((base / "proc/self/mountinfo").read_text(), str(base)),
-            proc=str(base / "proc"),
-            sys=str(base / "sys"),
-            clock=lambda: self.now,
-            boot_time=lambda: 1_700_000_000.0,
-        )
-        pid = PIDS[tree]
-        self._record = Record(1, pid, 90.5, read_cgroup_paths(pid, str(base / "proc")))
-
-    def write(self, controller: str, name: str, text: str) -> None:
-        """Change a file of the container's cgroup."""
-        root = self.base / "sys/fs/cgroup"
-        if self.tree == "cgroup-v1":
-            root /= controller
-        (root / OWN[self.tree] / name).write_text(text)
-
-    def host(self, line: str, kilobytes: int) -> None:
-        """Change a line of the host's meminfo."""
-        path = self.base / "proc/meminfo"
-        lines = path.read_text().splitlines(keepends=True)
-        changed = f"{line}:{kilobytes:>20} kB\n"
-        path.write_text("".join(changed if each.startswith(f"{line}:") else each for each in lines))
-
-    def refresh(self, *names: str) -> Path:
-        """Write the container's files, all of one set of facts, and return their procfs."""
-        facts = self._collector.facts(self._record)
-        for view in VIEWS:
-            if view.path.removeprefix("proc/") in names:
-                path = self.base / "views" / view.path
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(view.render(facts))
-        return self.base / "views/proc"
 
 
 @contextmanager
@@ -104,21 +39,21 @@ def machine(tree: str) -> Iterator[Machine]:
             psutil.PROCFS_PATH = before
 
 
-trees = pytest.mark.parametrize("tree", list(PIDS))
+trees = pytest.mark.parametrize("tree", TREES)
 
 
 @trees
 def test_memory(tree: str) -> None:
     with machine(tree):
         memory, swap = psutil.virtual_memory(), psutil.swap_memory()
-    total = {"cgroup-v1": 512, "cgroup-v2": 256}[tree]
+    total = {V1: 512, V2: 256}[tree]
 
     assert memory.total == total * KIB * KIB
     assert 0 < memory.available <= memory.total
     assert 0 < memory.used <= memory.total
     assert memory.buffers == 0
     assert 0 < memory.shared <= memory.cached
-    assert swap.total == {"cgroup-v1": 0, "cgroup-v2": 128 * KIB * KIB}[tree]
+    assert swap.total == {V1: 0, V2: 128 * KIB * KIB}[tree]
     assert swap.used + swap.free == swap.total
     assert (swap.sin, swap.sout) == (0, 0)
 
@@ -141,7 +76,7 @@ def test_disks(tree: str) -> None:
     with machine(tree):
         disks = psutil.disk_io_counters(perdisk=True)
 
-    if tree == "cgroup-v1":
+    if tree == V1:
         assert sorted(disks) == ["loop240", "loop241"]
         assert disks["loop241"].read_bytes == 450560
     else:
@@ -168,10 +103,10 @@ V1_KEYS = (
 @trees
 def test_any_memory(tree: str) -> None:
     """Whatever limits, uses and parts a kernel shows: no wrap, nothing negative, parts <= whole."""
-    keys = V1_KEYS if tree == "cgroup-v1" else V2_KEYS
+    keys = V1_KEYS if tree == V1 else V2_KEYS
     names = (
         ["memory.limit_in_bytes", "memory.usage_in_bytes", "memory.memsw.limit_in_bytes"]
-        if tree == "cgroup-v1"
+        if tree == V1
         else [name for pair in V2_LIMITS.items() for name in pair]
     )
 
@@ -233,7 +168,7 @@ def test_any_cpu_time(tree: str) -> None:
         last, uptime, idle = psutil.cpu_times(), 0.0, 0.0
         for passed, usage, quota, cpuset in steps:
             made.now += passed
-            if tree == "cgroup-v1":
+            if tree == V1:
                 made.write("cpuacct", "cpuacct.usage_user", f"{usage}\n")
                 made.write("cpu", "cpu.cfs_quota_us", "-1\n" if quota == "max" else f"{quota}\n")
                 made.write("cpuset", "cpuset.effective_cpus", f"{cpuset}\n")
@@ -268,7 +203,7 @@ def test_any_disk(tree: str) -> None:
         made.refresh("diskstats")
         last = psutil.disk_io_counters(perdisk=True)
         for step in steps:
-            if tree == "cgroup-v2":
+            if tree == V2:
                 text = "".join(
                     f"{number} rbytes={read} wbytes={written} rios={reads} wios={writes}\n"
                     for number, (read, written, reads, writes) in step.items()
