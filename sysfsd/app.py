@@ -28,7 +28,7 @@ from sysfsd.facts.load import INTERVAL_SECONDS
 from sysfsd.filesystem.callers import CallersOperations
 from sysfsd.filesystem.identity import Identity
 from sysfsd.filesystem.pinned import PinnedOperations
-from sysfsd.filesystem.rendering import Renderer
+from sysfsd.filesystem.rendering import HostFiles, Renderer
 from sysfsd.filesystem.tree import Tree
 from sysfsd.kernel.cgroups import CgroupTree
 from sysfsd.log import RateLimit
@@ -67,7 +67,7 @@ async def serve(config: Config) -> None:
         background = await stack.enter_async_context(trio.open_nursery())
         stack.callback(background.cancel_scope.cancel)
 
-        tree = Tree(VIEWS)
+        tree = Tree(VIEWS, HostFiles().has)
         collector = FactsCollector(tree=CgroupTree.of_host())
         renderer = Renderer(limit)
         registry = Registry(background)
@@ -103,7 +103,6 @@ async def serve(config: Config) -> None:
             coherence=coherence,
             collector=collector,
             tree=tree,
-            views=VIEWS,
             mountpoint=config.mountpoint,
             state_dir=config.state_dir,
             stage=stage,
@@ -138,7 +137,7 @@ async def mount(directory: str, control: str) -> None:
 
         collector = FactsCollector(tree=CgroupTree.of_host())
         operations = CallersOperations(
-            tree=Tree(VIEWS),
+            tree=Tree(VIEWS, HostFiles().has),
             identity=Identity(control, limit),
             collector=collector,
             renderer=Renderer(limit),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hypothesis import settings
+
 from tests.support.skips import pytest_make_collect_report, pytest_runtest_makereport
 from tests.support.tidy import _tidy, expected_log
 
@@ -11,3 +13,7 @@ __all__ = [
     "pytest_make_collect_report",
     "pytest_runtest_makereport",
 ]
+
+# No test asserts a time: machines may be busy with something else.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")

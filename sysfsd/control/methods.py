@@ -11,6 +11,7 @@ import trio
 from sysfsd import __version__
 from sysfsd.containers.record import check_id
 from sysfsd.errors import InvalidRequest, NoSuchContainer
+from sysfsd.views import attach_points
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from sysfsd.control.server import Method
     from sysfsd.facts.collector import FactsCollector
     from sysfsd.filesystem.tree import Tree
-    from sysfsd.views import View
 
 
 class Methods:
@@ -37,7 +37,6 @@ class Methods:
         coherence: Coherence,
         collector: FactsCollector,
         tree: Tree,
-        views: Sequence[View],
         mountpoint: str,
         state_dir: str,
         stage: str,
@@ -48,7 +47,7 @@ class Methods:
         self._coherence = coherence
         self._collector = collector
         self._tree = tree
-        self._views = [view.path for view in views]
+        self._points = attach_points(tree.views)
         self._hello = {
             "version": __version__,
             "pid": os.getpid(),
@@ -105,7 +104,7 @@ class Methods:
         record = self._registry.register(container, _only(fds))
         self._reservations.bind(container, _only(fds))
         self._collector.track(record)
-        return {"directory": f"containers/{container}", "views": self._views}
+        return {"directory": f"containers/{container}", "views": self._points}
 
     async def release(self, parameters: Message, _fds: Sequence[int]) -> Message:
         """Drop a record."""
@@ -122,12 +121,12 @@ class Methods:
         container, path = check_id(parameters.get("id")), parameters.get("path")
         if not isinstance(path, str):
             raise InvalidRequest("show needs a path")
-        view = self._tree.view(path)
         record = self._registry.find(container)
         if record is None:
             raise NoSuchContainer(f"no container {container!r} is registered; see: sysfsd ps")
         await trio.lowlevel.checkpoint()
         facts = self._collector.facts(record)
+        view = self._tree.view(path, self._tree.members_by(lambda: facts))
         if parameters.get("explain"):
             return {"sources": [source._asdict() for source in view.explain(facts)]}
         return {"text": view.render(facts).decode("utf-8", "replace")}

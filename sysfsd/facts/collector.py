@@ -12,8 +12,10 @@ import psutil
 from sysfsd.facts import cpuclock, disk
 from sysfsd.facts.cpu import CpuFacts, read_cpus, read_usage
 from sysfsd.facts.host import HostFacts, boottime_ns, process_started
+from sysfsd.facts.hugepages import HugePagesFacts, read_hugepages
 from sysfsd.facts.load import LoadFacts, LoadSampler, Target
 from sysfsd.facts.memory import MemoryFacts, read_memory, read_oom_kills
+from sysfsd.facts.nodes import NodesFacts, read_nodes
 from sysfsd.facts.sourced import Sourced, saturating_sub
 from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree, read_cgroup_paths
 from sysfsd.kernel.procfs import init_of_pid_namespace, parse_ns_pids, pid_namespace, read_text
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
     from sysfsd.facts.cpuclock import CpuClock
     from sysfsd.facts.disk import DiskClock, DiskFacts
+
+REFRESH_SECONDS = 0.05
+"""How old a number may be; for so long all files of a container are made of the same facts."""
 
 MAX_CALLERS = 64
 """How many callers' cgroups keep a clock and averages between two reads (`facts_of_caller`)."""
@@ -69,24 +74,31 @@ class Facts:
         host: HostFacts,
         started: Sourced[int],
         now: int,
+        current_until: int = 0,
         memory: Callable[[], MemoryFacts],
         cpu: Callable[[], CpuFacts],
         cpu_times: Callable[[Facts], CpuTimesFacts],
         load: Callable[[], LoadFacts],
         disk: Callable[[], DiskFacts],
         oom_kills: Callable[[], Sourced[int]],
+        nodes: Callable[[Facts], NodesFacts],
+        hugepages: Callable[[], HugePagesFacts],
     ) -> None:
         self.host = host
         self.started = started
         """When the container was started: ns since boot."""
         self.now = now
         """The moment of this refresh: ns since boot."""
+        self.current_until = current_until
+        """Until when they answer for the container: ns since boot."""
         self._memory = memory
         self._cpu = cpu
         self._cpu_times = cpu_times
         self._load = load
         self._disk = disk
         self._oom_kills = oom_kills
+        self._nodes = nodes
+        self._hugepages = hugepages
 
     @cached_property
     def uptime(self) -> Sourced[int]:
@@ -123,6 +135,16 @@ class Facts:
         """How many of its processes the kernel killed for want of memory."""
         return self._oom_kills()
 
+    @cached_property
+    def nodes(self) -> NodesFacts:
+        """The NUMA nodes that it may use."""
+        return self._nodes(self)
+
+    @cached_property
+    def hugepages(self) -> HugePagesFacts:
+        """The huge pages that it may use."""
+        return self._hugepages()
+
 
 class FactsCollector:
     """Makes `Facts`, and keeps what must live on between two refreshes: clocks and loads."""
@@ -136,6 +158,7 @@ class FactsCollector:
         clock: Callable[[], int] = boottime_ns,
         boot_time: Callable[[], float] = psutil.boot_time,
         max_callers: int = MAX_CALLERS,
+        refresh_seconds: float = REFRESH_SECONDS,
     ) -> None:
         self._tree = tree
         self._proc = proc
@@ -143,6 +166,8 @@ class FactsCollector:
         self._now = clock
         self._boot_time = boot_time
         self._max_callers = max_callers
+        self._refresh_ns = int(refresh_seconds * 1e9)
+        self._recent: dict[Hashable, Facts] = {}
         self._lock = threading.Lock()
         self._clocks: dict[Hashable, CpuClock] = {}
         self._disks: dict[Hashable, DiskClock] = {}
@@ -155,7 +180,7 @@ class FactsCollector:
         self._track(container.serial, container.cgroup, container.pid)
 
     def facts(self, container: Container) -> Facts:
-        """Return the facts of a container as of now."""
+        """Return the facts of a container, no older than a refresh."""
         self.track(container)
         started = Sourced(
             int(container.started * 1e9), f"start of the container's init (pid {container.pid})"
@@ -197,17 +222,31 @@ class FactsCollector:
             self.load_sampler.track(key, Target(paths, self._pid_depth(pid)))
 
     def _facts(self, key: Hashable, paths: CgroupPaths, started: Sourced[int]) -> Facts:
+        now = self._now()
+        recent = self._recent.get(key)
+        if recent is None or recent.current_until <= now:
+            recent = self._recent[key] = self._new_facts(key, paths, started, now)
+        return recent
+
+    def _new_facts(
+        self, key: Hashable, paths: CgroupPaths, started: Sourced[int], now: int
+    ) -> Facts:
         host = HostFacts(proc=self._proc, sys=self._sys, boot_time=self._boot_time)
         return Facts(
             host=host,
             started=started,
-            now=self._now(),
+            now=now,
+            current_until=now + self._refresh_ns,
             memory=lambda: read_memory(self._tree.controller(paths, "memory"), host),
             cpu=lambda: read_cpus(self._tree, paths, host),
             cpu_times=lambda facts: self._advance_clock(key, paths, facts),
             load=lambda: self.load_sampler.load(key),
             disk=lambda: self._advance_disks(key, paths, host),
             oom_kills=lambda: read_oom_kills(self._tree.controller(paths, "memory")),
+            hugepages=lambda: read_hugepages(lambda: self._tree.controller(paths, "hugetlb"), host),
+            nodes=lambda facts: read_nodes(
+                self._tree, paths, host, cpus=facts.cpu, memory=facts.memory
+            ),
         )
 
     def _advance_clock(self, key: Hashable, paths: CgroupPaths, facts: Facts) -> CpuTimesFacts:
@@ -235,6 +274,7 @@ class FactsCollector:
 
     def _forget(self, key: Hashable) -> None:
         self.load_sampler.forget(key)
+        self._recent.pop(key, None)
         with self._lock:
             self._clocks.pop(key, None)
             self._disks.pop(key, None)

@@ -209,12 +209,13 @@ def _read_v2(cgroup: Cgroup, own: Level) -> RawDisks:
 def _read_v1(cgroup: Cgroup, own: Level) -> RawDisks:
     disks: dict[str, RawDisk] = {}
     for policy in _V1_POLICIES:
+        source = cgroup.source(f"{policy}io_{{serviced,service_bytes}}_recursive")
         for number, counters in _read_policy(own, policy).items():
             known = disks.get(number)
             # Who has seen more of a device knows better: a limit or a scheduler may be new.
             if known is None or known.counters.moved < counters.moved:
-                disks[number] = RawDisk(counters, cgroup.source(f"{policy}*_recursive"))
-    return RawDisks(disks, cgroup.source("blkio.{,bfq.,throttle.}io_*_recursive"))
+                disks[number] = RawDisk(counters, source)
+    return RawDisks(disks, cgroup.source("blkio.{bfq,throttle}.io_service_bytes_recursive"))
 
 
 def _read_policy(own: Level, policy: str) -> Mapping[str, DiskCounters]:

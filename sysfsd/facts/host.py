@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
+MAX_SYSFS_BYTES = 1 << 16
+"""An attribute of sysfs is one page at most (sysfs.rst); lists of CPUs may be longer."""
+
+
 def process_started(pid: int) -> float:
     """Return when a process was started, in seconds since boot; raises psutil.NoSuchProcess."""
     return float(psutil.Process(pid).create_time() - psutil.boot_time())
@@ -48,6 +52,7 @@ class HostFacts:
         self._proc = proc
         self._sys = sys
         self._boot_time = boot_time
+        self._texts: dict[str, str | None] = {}
 
     @cached_property
     def meminfo(self) -> tuple[MeminfoLine, ...]:
@@ -62,6 +67,10 @@ class HostFacts:
         """Return one size of /proc/meminfo, in bytes; 0 if this kernel has no such line."""
         return Sourced(self._meminfo_kb.get(name, 0) * 1024, f"{name} of the host's /proc/meminfo")
 
+    def count(self, name: str) -> int:
+        """Return one line of /proc/meminfo that counts pages; 0 if this kernel has none."""
+        return self._meminfo_kb.get(name, 0)
+
     @cached_property
     def cpuinfo(self) -> str:
         """The text of /proc/cpuinfo."""
@@ -70,17 +79,17 @@ class HostFacts:
     @cached_property
     def diskstats(self) -> tuple[DiskLine, ...]:
         """The lines of /proc/diskstats; none if this kernel has no block devices."""
-        return parse_diskstats(self._optional("diskstats"))
+        return parse_diskstats(self._proc_file("diskstats"))
 
     @cached_property
     def partitions(self) -> tuple[DiskLine, ...]:
         """The lines of /proc/partitions; none if this kernel has no block devices."""
-        return parse_partitions(self._optional("partitions"))
+        return parse_partitions(self._proc_file("partitions"))
 
     @cached_property
     def vmstat(self) -> Mapping[str, int]:
         """/proc/vmstat, in the kernel's order; empty if this kernel has none."""
-        return parse_flat_keyed(self._optional("vmstat"))
+        return parse_flat_keyed(self._proc_file("vmstat"))
 
     def has_disks_below(self, number: str) -> bool:
         """Whether a block device passes its I/O on to others: device mapper and md do."""
@@ -89,7 +98,7 @@ class HostFacts:
         except (FileNotFoundError, NotADirectoryError):
             return False
 
-    def _optional(self, name: str) -> str:
+    def _proc_file(self, name: str) -> str:
         try:
             return read_text(f"{self._proc}/{name}")
         except FileNotFoundError:
@@ -103,6 +112,35 @@ class HostFacts:
         except FileNotFoundError:
             return Sourced(tuple(range(psutil.cpu_count() or 1)), "the host's CPU count")
         return Sourced(parse_cpu_list(text), "the host's /sys/devices/system/cpu/online")
+
+    @cached_property
+    def online_nodes(self) -> Sourced[tuple[int, ...]]:
+        """The numbers of the host's online NUMA nodes; node 0 on a kernel without NUMA."""
+        try:
+            text = read_text(f"{self._sys}/devices/system/node/online")
+        except FileNotFoundError:
+            return Sourced((0,), "a kernel without NUMA has one node")
+        return Sourced(parse_cpu_list(text) or (0,), "the host's /sys/devices/system/node/online")
+
+    def node_file(self, node: int, name: str) -> str | None:
+        """Return the text of a file of /sys/devices/system/node/nodeN; None if there is none."""
+        return self._optional(f"{self._sys}/devices/system/node/node{node}/{name}")
+
+    def cpu_file(self, cpu: int, name: str) -> str | None:
+        """Return the text of a file of /sys/devices/system/cpu/cpuN; None if there is none."""
+        return self._optional(f"{self._sys}/devices/system/cpu/cpu{cpu}/{name}")
+
+    def system_file(self, name: str) -> str | None:
+        """Return the text of a file of /sys/devices/system; None if there is none."""
+        return self._optional(f"{self._sys}/devices/system/{name}")
+
+    def _optional(self, path: str) -> str | None:
+        if path not in self._texts:
+            try:
+                self._texts[path] = read_text(path, limit=MAX_SYSFS_BYTES)
+            except OSError:  # some attributes exist and give EIO or ENODEV where they mean nothing
+                self._texts[path] = None
+        return self._texts[path]
 
     @cached_property
     def boot_time(self) -> Sourced[int]:

@@ -58,12 +58,16 @@ class MemoryFacts:
         count = self.stat.get(key)
         return None if count is None else Sourced(count, f"{key} of {self.stat_source}")
 
+    def key(self, name: str) -> str | None:
+        """Return what this version calls a key of memory.stat; None if it does not count it."""
+        return V1_STAT_NAMES.get(name) if self.version == 1 else name
+
     def part(self, name: str) -> Sourced[int]:
         """Return one key of memory.stat, by its v2 name; at most what is used.
 
         0 where this version does not count it: an unknown part of a container is not the host's.
         """
-        key = V1_STAT_NAMES.get(name) if self.version == 1 else name
+        key = self.key(name)
         value = None if key is None else self.stat.get(key)
         if value is None:
             return Sourced(0, f"0: {self.stat_source} does not count {name}")
@@ -127,7 +131,8 @@ def _read_v1(cgroup: Cgroup, levels: Sequence[Level], host: HostFacts) -> Memory
         if memsw is not None:
             room = saturating_sub(memsw.value, total.value)
             swap_total = _smaller(Sourced(room, f"{_name(cgroup, memsw)} - MemTotal"), host_swap)
-        swap_used = _used(stat.get("total_swap", 0), cgroup.source("memory.stat"), swap_total)
+        source = f"total_swap of {cgroup.source('memory.stat')}"
+        swap_used = _used(stat.get("total_swap", 0), source, swap_total)
     usage = "memory.usage_in_bytes"
     return MemoryFacts(
         total=total,

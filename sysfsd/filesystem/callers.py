@@ -17,18 +17,18 @@ import pyfuse3
 from sysfsd.errors import NoSuchView
 from sysfsd.filesystem import attributes
 from sysfsd.filesystem.attributes import HOST_ROOT
-from sysfsd.filesystem.operations import Operations, child_of
-from sysfsd.filesystem.snapshots import OpenSnapshots, RecentSnapshots
-from sysfsd.filesystem.tree import MOUNT_SERIAL, inode_of, parts_of
+from sysfsd.filesystem.operations import Operations
+from sysfsd.filesystem.snapshots import Opened, RecentSnapshots
+from sysfsd.filesystem.tree import MOUNT_SERIAL, inode_of, members_in, parts_of
 from sysfsd.kernel.cgroups import read_cgroup_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Sequence
 
     from sysfsd.facts.collector import FactsCollector
     from sysfsd.filesystem.identity import Identity
     from sysfsd.filesystem.rendering import Renderer
-    from sysfsd.filesystem.tree import Node, Tree
+    from sysfsd.filesystem.tree import Members, Node, Tree
     from sysfsd.log import RateLimit
     from sysfsd.views import View
 
@@ -56,7 +56,8 @@ class CallersOperations(Operations):
         self._identity = identity
         self._collector = collector
         self._renderer = renderer
-        self._open = OpenSnapshots(MAX_OPEN_FILES)
+        self._open: Opened[bytes] = Opened(MAX_OPEN_FILES)
+        self._listings: Opened[tuple[tuple[bytes, int], ...]] = Opened(MAX_OPEN_FILES)
         self._recent = RecentSnapshots(RECENT_SECONDS, MAX_RECENT)
         self._mounted_ns = time.time_ns()
 
@@ -65,15 +66,21 @@ class CallersOperations(Operations):
     ) -> pyfuse3.EntryAttributes:
         """Find a name in a directory."""
         parent = self._node(parent_inode)
-        return await self.getattr(inode_of(MOUNT_SERIAL, child_of(parent, name)), ctx)
+        members = await self._members(parent.lists, ctx.pid)
+        child = self._tree.child(parent, name, members)
+        return await self.getattr(inode_of(MOUNT_SERIAL, child), ctx)
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """Answer attributes; the size is that of the caller's view."""
         node = self._node(inode)
+        if node.listed is not None:
+            members = await self._members((node.listed,), ctx.pid)
+            if not self._tree.exists(node, members):
+                raise NoSuchView(f"the caller has no {node.path}")
         if node.view is None:
             return self._directory(inode)
         data = await self._content(node.view, ctx.pid)
-        return self._file(inode, node.view, len(data), time.time_ns())
+        return self._file(inode, len(data), node.view.mode, time.time_ns())
 
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         """Render the caller's view, for as long as the file is open."""
@@ -89,36 +96,51 @@ class CallersOperations(Operations):
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Read what was rendered then."""
-        data = self._open.read(fh, off, size)
+        data = self._open.get(fh)
         if data is None:
             raise pyfuse3.FUSEError(errno.EBADF)
-        return data
+        return data[off : off + size]
 
     async def release(self, fh: int) -> None:
         """Forget it."""
         self._open.close(fh)
 
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        """The inode will do for a handle."""
-        self._node(inode)
-        return inode
+        """List what the caller has in a directory, for as long as that is open."""
+        node = self._node(inode)
+        children = self._tree.children(node, await self._members(node.lists, ctx.pid))
+        handle = self._listings.add(tuple(children))
+        if handle is None:
+            raise pyfuse3.FUSEError(errno.ENFILE)
+        return handle
 
     async def releasedir(self, fh: int) -> None:
-        """Nothing to release."""
+        """Forget it."""
+        self._listings.close(fh)
 
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """List a directory. Sizes are not known here: this request does not say who asks."""
-        children = list(self._node(fh).children.items())
+        children = self._listings.get(fh)
+        if children is None:
+            raise pyfuse3.FUSEError(errno.EBADF)
         for position, (name, number) in enumerate(children[start_id:], start_id + 1):
             inode = inode_of(MOUNT_SERIAL, number)
             view = self._node(inode).view
             entry = (
                 self._directory(inode)
                 if view is None
-                else self._file(inode, view, 0, self._mounted_ns)
+                else self._file(inode, 0, view.mode, self._mounted_ns)
             )
             if not pyfuse3.readdir_reply(token, name, entry, position):
                 break
+
+    async def _members(self, lists: Sequence[str], tid: int) -> Members:
+        """Look the caller's members up, in the very files that list them for it."""
+        found = {}
+        for path in lists:
+            view = self._tree.view(path, lambda _: ())
+            found[path] = members_in(await self._content(view, tid))
+        return found.__getitem__
 
     async def _content(self, view: View, tid: int) -> bytes:
         if tid == 0:  # not in our pid namespace: nothing is known about it
@@ -156,11 +178,11 @@ class CallersOperations(Operations):
         )
 
     @staticmethod
-    def _file(inode: int, view: View, size: int, changed_ns: int) -> pyfuse3.EntryAttributes:
+    def _file(inode: int, size: int, mode: int, changed_ns: int) -> pyfuse3.EntryAttributes:
         return attributes.file(
             inode,
             size=size,
-            mode=view.mode,
+            mode=mode,
             owner=HOST_ROOT,
             changed_ns=changed_ns,
             entry_timeout=0,

@@ -18,7 +18,6 @@ from sysfsd.errors import NoSuchContainer, NoSuchView
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from sysfsd.filesystem.tree import Node
     from sysfsd.log import RateLimit
 
 _log = structlog.get_logger(__name__)
@@ -139,11 +138,3 @@ class Operations(pyfuse3.Operations):
     async def rename(self, *_: Any) -> Any:
         """Refuse."""
         raise pyfuse3.FUSEError(errno.EPERM)
-
-
-def child_of(node: Node, name: bytes) -> int:
-    """The number of a directory's child; raises ``NoSuchView``."""
-    number = node.children.get(name)
-    if number is None:
-        raise NoSuchView(f"no {name!r} in {node.path!r}")
-    return number

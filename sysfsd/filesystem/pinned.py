@@ -15,8 +15,8 @@ import pyfuse3
 from sysfsd.errors import NoSuchContainer, NoSuchView
 from sysfsd.filesystem import attributes
 from sysfsd.filesystem.attributes import HOST_ROOT, Owner
-from sysfsd.filesystem.operations import STATIC_TIMEOUT, Operations, child_of
-from sysfsd.filesystem.snapshots import PinnedSnapshots, Snapshot
+from sysfsd.filesystem.operations import STATIC_TIMEOUT, Operations
+from sysfsd.filesystem.snapshots import PinnedSnapshots
 from sysfsd.filesystem.tree import (
     CONTAINERS_INODE,
     MOUNT_SERIAL,
@@ -27,15 +27,17 @@ from sysfsd.filesystem.tree import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sysfsd.containers.record import ContainerRecord
     from sysfsd.containers.registry import Registry
     from sysfsd.facts.collector import FactsCollector
     from sysfsd.filesystem.rendering import Renderer
-    from sysfsd.filesystem.tree import Node, Tree
+    from sysfsd.filesystem.tree import Members, Node, Tree
     from sysfsd.log import RateLimit
 
-REFRESH_SECONDS = 0.05
-"""How old a number may be, and how often at most a file is rendered, whatever the load."""
+MEMBER_SECONDS = 0.5
+"""For so long the kernel may believe in ``cpu3`` after a container has lost it."""
 
 
 class PinnedOperations(Operations):
@@ -55,7 +57,7 @@ class PinnedOperations(Operations):
         self._registry = registry
         self._collector = collector
         self._renderer = renderer
-        self.snapshots = PinnedSnapshots(REFRESH_SECONDS)
+        self.snapshots = PinnedSnapshots()
 
     def forget_container(self, record: ContainerRecord) -> None:
         """Drop what is kept for a container that is gone."""
@@ -76,7 +78,8 @@ class PinnedOperations(Operations):
                 raise NoSuchView("no such container")
             return self._attributes(inode_of(record.serial, ROOT_NODE))
         record, node = self._resolve(parent_inode)
-        return self._attributes(inode_of(record.serial, child_of(node, name)))
+        child = self._tree.child(node, name, self._members_of(record))
+        return self._attributes(inode_of(record.serial, child))
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """Answer attributes; for a file this is where it is refreshed."""
@@ -95,7 +98,8 @@ class PinnedOperations(Operations):
         record, node = self._resolve(fh)
         if node.view is None:
             raise pyfuse3.FUSEError(errno.EISDIR)
-        return self._snapshot(fh, record, node, refresh=False)[0].read(off, size)
+        snapshot = self.snapshots.last(record.serial, node.number, self._renderer_of(record, node))
+        return snapshot.read(off, size)
 
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """List a directory, again by inode."""
@@ -103,7 +107,7 @@ class PinnedOperations(Operations):
         for position, (name, inode) in enumerate(entries[start_id:], start_id + 1):
             try:
                 entry = self._attributes(inode)
-            except NoSuchContainer:  # gone since the list was made
+            except (NoSuchContainer, NoSuchView):  # gone since the list was made
                 continue
             if not pyfuse3.readdir_reply(token, name, entry, position):
                 break
@@ -117,7 +121,8 @@ class PinnedOperations(Operations):
                 for record in self._registry.records()
             ]
         record, node = self._resolve(inode)
-        return [(name, inode_of(record.serial, child)) for name, child in node.children.items()]
+        children = self._tree.children(node, self._members_of(record))
+        return [(name, inode_of(record.serial, child)) for name, child in children]
 
     def _resolve(self, inode: int) -> tuple[ContainerRecord, Node]:
         serial, number = parts_of(inode)
@@ -133,18 +138,38 @@ class PinnedOperations(Operations):
         if parts_of(inode).serial == MOUNT_SERIAL:
             return self._mount_attributes(inode)
         record, node = self._resolve(inode)
+        if not self._tree.exists(node, self._members_of(record)):
+            raise NoSuchView(f"no {node.path} any more")
         owner = Owner(record.uid_base, record.gid_base)
-        if node.view is None:
+        if node.view is None and not node.lists:
             return attributes.directory(
                 inode,
                 mode=0o555,
                 owner=owner,
                 changed_ns=record.registered_ns,
-                # The names of containers come back for others; what is below has the serial.
-                entry_timeout=0 if node.number == ROOT_NODE else STATIC_TIMEOUT,
+                # The names of containers come back for others; what is below has the serial. A
+                # member's name may go at any time, and all below it with it.
+                entry_timeout=(
+                    0
+                    if node.number == ROOT_NODE
+                    else MEMBER_SECONDS
+                    if node.listed
+                    else STATIC_TIMEOUT
+                ),
                 attr_timeout=STATIC_TIMEOUT,
             )
-        snapshot, lifetime = self._snapshot(inode, record, node, refresh=True)
+        snapshot, lifetime = self.snapshots.refresh(
+            record.serial, node.number, self._renderer_of(record, node)
+        )
+        if node.view is None:
+            return attributes.directory(
+                inode,
+                mode=0o555,
+                owner=owner,
+                changed_ns=snapshot.changed_ns,
+                entry_timeout=STATIC_TIMEOUT,
+                attr_timeout=lifetime,
+            )
         return attributes.file(
             inode,
             size=len(snapshot.data),
@@ -154,6 +179,9 @@ class PinnedOperations(Operations):
             entry_timeout=STATIC_TIMEOUT,
             attr_timeout=lifetime,
         )
+
+    def _members_of(self, record: ContainerRecord) -> Members:
+        return self._tree.members_by(lambda: self._collector.facts(record))
 
     def _mount_attributes(self, inode: int) -> pyfuse3.EntryAttributes:
         if inode not in {ROOT_INODE, CONTAINERS_INODE}:
@@ -169,15 +197,16 @@ class PinnedOperations(Operations):
             attr_timeout=0 if inode == CONTAINERS_INODE else STATIC_TIMEOUT,
         )
 
-    def _snapshot(
-        self, inode: int, record: ContainerRecord, node: Node, *, refresh: bool
-    ) -> tuple[Snapshot, float]:
-        view = node.view
-        assert view is not None
+    def _renderer_of(self, record: ContainerRecord, node: Node) -> Callable[[], tuple[bytes, int]]:
+        """How to make the content of a file, or what stands for that of a directory: its names."""
 
-        def render() -> bytes:
-            return self._renderer.render(view, lambda: self._collector.facts(record), record.id)
+        def render() -> tuple[bytes, int]:
+            facts = self._collector.facts(record)
+            if node.view is None:
+                members = self._tree.members_by(lambda: facts)
+                names = [name for name, _ in self._tree.children(node, members)]
+                return b"\n".join(names), facts.current_until
+            data = self._renderer.render(node.view, lambda: facts, record.id)
+            return data, facts.current_until
 
-        if refresh:
-            return self.snapshots.refresh(inode, render)
-        return self.snapshots.last(inode, render), 0
+        return render

@@ -7,18 +7,35 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from sysfsd.facts.host import HostFacts
 from sysfsd.kernel.procfs import read_fd
+from sysfsd.views import known_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sysfsd.facts.collector import Facts
     from sysfsd.log import RateLimit
-    from sysfsd.views import View
+    from sysfsd.views import Family, View
 
 MAX_FALLBACK_BYTES = 1 << 20
 
 _log = structlog.get_logger(__name__)
+
+
+class HostFiles:
+    """Which views stand for a file that the host has, too."""
+
+    def __init__(self, root: str = "/") -> None:
+        self._root = root
+        host = HostFacts(sys=os.path.join(root, "sys"))
+        self._first_cpu = host.online_cpus.value[0]
+        self._first_node = host.online_nodes.value[0]
+
+    def has(self, view: View | Family) -> bool:
+        """Whether the host has it."""
+        path = known_by(view, self._first_cpu, self._first_node)
+        return os.path.exists(os.path.join(self._root, path))
 
 
 class Renderer:

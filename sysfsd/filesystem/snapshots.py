@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-from sysfsd.filesystem.tree import parts_of
+from sysfsd.facts.host import boottime_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
+
+T = TypeVar("T")
+
+MAX_PER_CONTAINER = 1024
+"""Snapshots of one container; most have below 200 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +25,8 @@ class Snapshot:
     data: bytes
     changed_ns: int
     """Its mtime, since the epoch: moves whenever the bytes differ from the snapshot before."""
-    rendered_ns: int
-    """When, on the monotonic clock."""
+    current_until_ns: int
+    """Until when it answers for the file, in ns since boot, as facts have it."""
 
     def read(self, offset: int, size: int) -> bytes:
         """Return what pread(2) does: less at the end, nothing past it."""
@@ -28,73 +34,83 @@ class Snapshot:
 
 
 class PinnedSnapshots:
-    """The last refresh of every pinned file.
+    """The last refresh of every pinned file, and of every listing that varies.
 
     The kernel asks for attributes when its own have expired, learns size and mtime, drops its pages
     if they differ and reads. All of that must come from one refresh, or a file is cut short or ends
     in NULs; so only asking for attributes refreshes, and reading never does.
+
+    Files are a node's of a container, by serial. Of one container the most recent
+    `MAX_PER_CONTAINER` are kept: the per-CPU files of a large host are many, and nobody reads them
+    all at once but to see whether we run out of memory.
     """
 
-    def __init__(self, lifetime: float, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        self._lifetime_ns = int(lifetime * 1e9)
+    def __init__(self, clock: Callable[[], int] = boottime_ns) -> None:
         self._clock = clock
-        self._snapshots: dict[int, Snapshot] = {}
+        self._snapshots: dict[int, OrderedDict[int, Snapshot]] = {}
 
     def __len__(self) -> int:
-        """How many are kept: bounded by containers times views."""
-        return len(self._snapshots)
+        """How many are kept."""
+        return sum(len(files) for files in self._snapshots.values())
 
-    def refresh(self, inode: int, render: Callable[[], bytes]) -> tuple[Snapshot, float]:
-        """Return a snapshot and for how many seconds from now it is the current one."""
+    def refresh(
+        self, serial: int, node: int, render: Callable[[], tuple[bytes, int]]
+    ) -> tuple[Snapshot, float]:
+        """Return a snapshot and for how many seconds from now it is the current one.
+
+        ``render`` gives the content and until when it is current, in ns since boot.
+        """
+        files = self._snapshots.setdefault(serial, OrderedDict())
+        known = files.get(node)
         now = self._clock()
-        known = self._snapshots.get(inode)
-        if known is not None and now - known.rendered_ns < self._lifetime_ns:
-            return known, (known.rendered_ns + self._lifetime_ns - now) / 1e9
-        data = render()
-        if known is None:
-            changed = time.time_ns()
-        elif known.data == data:
-            changed = known.changed_ns
-        else:
-            changed = max(time.time_ns(), known.changed_ns + 1)
-        fresh = Snapshot(data, changed, now)
-        self._snapshots[inode] = fresh
-        return fresh, self._lifetime_ns / 1e9
+        if known is None or known.current_until_ns <= now:
+            data, until = render()
+            if known is None:
+                changed = time.time_ns()
+            elif known.data == data:
+                changed = known.changed_ns
+            else:
+                changed = max(time.time_ns(), known.changed_ns + 1)
+            known = files[node] = Snapshot(data, changed, until)
+            if len(files) > MAX_PER_CONTAINER:
+                files.popitem(last=False)
+        files.move_to_end(node)
+        return known, max(0, known.current_until_ns - now) / 1e9
 
-    def last(self, inode: int, render: Callable[[], bytes]) -> Snapshot:
+    def last(self, serial: int, node: int, render: Callable[[], tuple[bytes, int]]) -> Snapshot:
         """Return the snapshot that attributes were answered from."""
-        return self._snapshots.get(inode) or self.refresh(inode, render)[0]
+        files = self._snapshots.get(serial)
+        known = None if files is None else files.get(node)
+        return self.refresh(serial, node, render)[0] if known is None else known
 
     def forget(self, serial: int) -> None:
         """Drop the files of a container that is gone."""
-        for inode in [inode for inode in self._snapshots if parts_of(inode).serial == serial]:
-            del self._snapshots[inode]
+        self._snapshots.pop(serial, None)
 
 
-class OpenSnapshots:
-    """A snapshot for each open file, by file handle."""
+class Opened(Generic[T]):
+    """What each open file, or directory, shows, by its handle."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._next = 1
-        self._open: dict[int, bytes] = {}
+        self._open: dict[int, T] = {}
 
     def __len__(self) -> int:
-        """How many files are open."""
+        """How many are open."""
         return len(self._open)
 
-    def add(self, data: bytes) -> int | None:
+    def add(self, content: T) -> int | None:
         """Keep one and return its handle; None when as many as may be are open."""
         if len(self._open) >= self._limit:
             return None
         handle, self._next = self._next, self._next + 1
-        self._open[handle] = data
+        self._open[handle] = content
         return handle
 
-    def read(self, handle: int, offset: int, size: int) -> bytes | None:
-        """Return bytes of an open file; None for a handle that is not open."""
-        data = self._open.get(handle)
-        return None if data is None else data[offset : offset + size]
+    def get(self, handle: int) -> T | None:
+        """Return what an open one shows; None for a handle that is not open."""
+        return self._open.get(handle)
 
     def close(self, handle: int) -> None:
         """Drop one."""

@@ -1,25 +1,35 @@
-"""Inodes without state: ``serial << 20 | node``; pure.
+"""Inodes without state: ``serial << 32 | member << 12 | slot``; pure.
 
-The serial says whose files they are, the node which file. No table of live inodes is kept: FORGET
-has nothing to do, and a number means the same after a restart as long as the serial does. Serials
-of containers start at 1; 0 is the mount's own, with the root directory (1, as FUSE wants it) and,
-in ``sysfsd serve``, ``containers`` (2).
+The serial says whose files they are, the slot which path, and the member, where the path is that of
+a `Family`, which of its members. No table of live inodes is kept: FORGET has nothing to do, and a
+number means the same after a restart as long as the serial does. Serials of containers start at 1;
+0 is the mount's own, with the root directory (1, as FUSE wants it) and, in ``sysfsd serve``,
+``containers`` (2).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from sysfsd.errors import NoSuchView
+from sysfsd.kernel.procfs import parse_cpu_list
+from sysfsd.views import attach_points
+from sysfsd.views.view import MEMBER, Family
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from sysfsd.facts.collector import Facts
     from sysfsd.views import View
 
-NODE_BITS = 20
+    Members: TypeAlias = Callable[[str], Sequence[int]]
+
+NODE_BITS = 32
 _NODE_MASK = (1 << NODE_BITS) - 1
+_SLOT_BITS = 12
+_SLOT_MASK = (1 << _SLOT_BITS) - 1
+_MAX_MEMBER = (1 << (NODE_BITS - _SLOT_BITS)) - 2
 
 MOUNT_SERIAL = 0
 ROOT_INODE = 1
@@ -28,8 +38,8 @@ CONTAINERS_INODE = 2
 ROOT_NODE = 1
 """The top of a container's subtree. In ``sysfsd mount`` it is the mount's root as well."""
 
-_FILE_NODES = 1 << 12
-"""Views are numbered from here, in the order of their table, directories below."""
+_FILE_SLOTS = 1 << 10
+"""Views have slots from here on, in the order of their table, directories below."""
 
 
 class InodeParts(NamedTuple):
@@ -39,17 +49,30 @@ class InodeParts(NamedTuple):
     node: int
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(NamedTuple):
     """One directory or file of a container's subtree."""
 
     number: int
     path: str
     """Relative to the subtree: ``proc/meminfo``; empty for its root."""
-    view: View | None = None
+    view: View | None
     """None for a directory."""
-    children: dict[bytes, int] = field(default_factory=dict)
-    """Names and node numbers, in the order in which they are listed."""
+    listed: str | None = None
+    """It is a member's or below one: the path of the view that lists who is a member now."""
+    lists: tuple[str, ...] = ()
+    """It is a directory that holds members: the paths of the views that list those."""
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A path, which may have `MEMBER` in it, and what is there."""
+
+    slot: int
+    path: str
+    entry: View | Family | None = None
+    children: dict[str, _Slot] = field(default_factory=dict)
+    listed: str | None = None
+    """Where those are listed that may stand for `MEMBER` in the path."""
 
 
 def inode_of(serial: int, node: int) -> int:
@@ -62,40 +85,134 @@ def parts_of(inode: int) -> InodeParts:
     return InodeParts(inode >> NODE_BITS, inode & _NODE_MASK)
 
 
-class Tree:
-    """The files and directories that every container has.
+def members_in(listing: bytes) -> tuple[int, ...]:
+    """Return the numbers that the text of a list names; raises ValueError for another text."""
+    return parse_cpu_list(listing.decode("ascii"))
 
-    Numbers depend on the order of the table of views alone: appending to it changes none.
+
+class Tree:
+    """The files and directories that containers have.
+
+    Numbers depend on the order of the table of views, and on which of them this host has (`known`):
+    appending to the table changes none. Where members are asked
+    for, they are those of the container whose tree is looked at, by the path of the view that
+    lists them.
     """
 
-    def __init__(self, views: Sequence[View]) -> None:
-        self._nodes: dict[int, Node] = {ROOT_NODE: Node(ROOT_NODE, "")}
-        self._by_path: dict[str, Node] = {}
-        directories = {"": self._nodes[ROOT_NODE]}
+    def __init__(
+        self,
+        views: Sequence[View | Family],
+        known: Callable[[View | Family], bool] = lambda _view: True,
+    ) -> None:
+        self._root = _Slot(ROOT_NODE, "")
+        self._slots: dict[int, _Slot] = {ROOT_NODE: self._root}
+        directories = {"": self._root}
         for position, view in enumerate(views):
-            parent = self._nodes[ROOT_NODE]
+            if not known(view):
+                continue
+            parent = self._root
             *names, leaf = view.path.split("/")
             for depth, name in enumerate(names):
                 path = "/".join(names[: depth + 1])
                 child = directories.get(path)
                 if child is None:
-                    child = Node(ROOT_NODE + len(directories), path)
-                    directories[path] = self._nodes[child.number] = child
-                    parent.children[name.encode()] = child.number
+                    child = _Slot(ROOT_NODE + len(directories), path)
+                    directories[path] = self._slots[child.slot] = parent.children[name] = child
+                if isinstance(view, Family) and MEMBER in path:
+                    child.listed = view.members
                 parent = child
-            file = Node(_FILE_NODES + position, view.path, view)
-            self._nodes[file.number] = self._by_path[view.path] = file
-            parent.children[leaf.encode()] = file.number
+            file = _Slot(_FILE_SLOTS + position, view.path, view)
+            file.listed = view.members if isinstance(view, Family) else None
+            self._slots[file.slot] = parent.children[leaf] = file
+        self.views = tuple(slot.entry for slot in self._slots.values() if slot.entry is not None)
+        """The views that there are."""
 
     def node(self, number: int) -> Node | None:
-        """The node of that number."""
-        return self._nodes.get(number)
+        """The node of that number, whether or not the container at hand has it."""
+        slot, member = self._slots.get(number & _SLOT_MASK), (number >> _SLOT_BITS) - 1
+        if slot is None or (member >= 0) != (slot.listed is not None):
+            return None
+        entry = slot.entry
+        return Node(
+            number,
+            slot.path.replace(MEMBER, str(member)),
+            entry.view(member) if isinstance(entry, Family) else entry,
+            slot.listed,
+            tuple(
+                child.listed
+                for name, child in slot.children.items()
+                if MEMBER in name and child.listed is not None
+            ),
+        )
 
-    def view(self, path: str) -> View:
+    def exists(self, node: Node, members: Members) -> bool:
+        """Whether a container has a node."""
+        return node.listed is None or (node.number >> _SLOT_BITS) - 1 in members(node.listed)
+
+    def child(self, parent: Node, name: bytes, members: Members) -> int:
+        """The number of a directory's child; raises ``NoSuchView``."""
+        text = name.decode("ascii", "replace")
+        member = parent.number & ~_SLOT_MASK
+        for pattern, slot in self._slots[parent.number & _SLOT_MASK].children.items():
+            if pattern == text and MEMBER not in pattern:
+                return member | slot.slot
+            if MEMBER in pattern and slot.listed is not None:
+                number = _number_in(text, pattern)
+                if number is not None and number in members(slot.listed):
+                    return _member_node(number, slot)
+        raise NoSuchView(f"no {text!r} in {parent.path!r}")
+
+    def children(self, parent: Node, members: Members) -> list[tuple[bytes, int]]:
+        """Names and node numbers, in the order in which they are listed."""
+        found: list[tuple[bytes, int]] = []
+        member = parent.number & ~_SLOT_MASK
+        for name, slot in self._slots[parent.number & _SLOT_MASK].children.items():
+            if MEMBER in name and slot.listed is not None:
+                found += [
+                    (name.replace(MEMBER, str(number)).encode(), _member_node(number, slot))
+                    for number in members(slot.listed)
+                ]
+            else:
+                found.append((name.encode(), member | slot.slot))
+        return found
+
+    def view(self, path: str, members: Members) -> View:
         """The view at a path as users write it, ``/proc/meminfo``; raises ``NoSuchView``."""
-        node = self._by_path.get(path.strip("/"))
+        number = ROOT_NODE
+        try:
+            for name in path.strip("/").split("/"):
+                parent = self.node(number)
+                assert parent is not None
+                number = self.child(parent, name.encode(), members)
+        except NoSuchView:
+            number = ROOT_NODE
+        node = self.node(number)
         if node is None or node.view is None:
-            raise NoSuchView(
-                f"sysfsd has no view at {path!r}; it has: " + " ".join(sorted(self._by_path))
-            )
+            points = " ".join(sorted(attach_points(self.views)))
+            raise NoSuchView(f"sysfsd has no view at {path!r}; it has: {points}")
         return node.view
+
+    def members_by(self, facts: Callable[[], Facts]) -> Members:
+        """Return how to look up the members of a container that has these facts.
+
+        What that returns raises OSError if the container is gone.
+        """
+        return lambda listed: members_in(self.view(listed, _no_members).render(facts()))
+
+
+def _member_node(member: int, slot: _Slot) -> int:
+    return (min(member, _MAX_MEMBER) + 1) << _SLOT_BITS | slot.slot
+
+
+def _no_members(_listed: str) -> Sequence[int]:
+    return ()
+
+
+def _number_in(name: str, pattern: str) -> int | None:
+    """Return the number in ``cpu7`` by the pattern ``cpu{}``, if it is written as we write it."""
+    prefix, _, suffix = pattern.partition(MEMBER)
+    digits = name[len(prefix) : len(name) - len(suffix)]
+    if not digits.isascii() or not digits.isdecimal() or len(digits) > 7:
+        return None
+    number = int(digits)
+    return number if name == pattern.replace(MEMBER, str(number)) else None

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import fcntl
 import os
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MAX_FILE_BYTES = 4 << 20
 """No file of procfs or cgroupfs is read beyond this; /proc/cpuinfo of 1024 CPUs is about 2 MiB."""
@@ -126,6 +129,32 @@ def parse_cpu_list(text: str) -> tuple[int, ...]:
 def format_cpu_range(count: int) -> str:
     """Format the CPUs 0 to `count` - 1 as the kernel prints a list: ``0`` or ``0-7``."""
     return "0" if count <= 1 else f"0-{count - 1}"
+
+
+def format_cpu_list(cpus: Iterable[int]) -> str:
+    """Format a set of numbers in the kernel's list format, sorted: ``0-3,7``; empty for none."""
+    parts: list[str] = []
+    ordered = sorted(set(cpus))
+    start = 0
+    for at, number in enumerate(ordered):
+        if at + 1 == len(ordered) or ordered[at + 1] != number + 1:
+            parts.append(f"{ordered[start]}-{number}" if at > start else str(number))
+            start = at + 1
+    return ",".join(parts)
+
+
+def format_cpu_mask(cpus: Iterable[int], count: int) -> str:
+    """Format a set of CPUs below `count` as the kernel prints a mask of so many bits.
+
+    Hexadecimal, in words of 32 bits with commas between them, the first word no wider than it has
+    bits (lib/vsprintf.c, ``%*pb``; cpuset(7), FORMATS): ``f``, ``3,ffffffff``.
+    """
+    mask = sum(1 << cpu for cpu in cpus if 0 <= cpu < count)
+    words: list[str] = []
+    for low in range((max(1, count) - 1) // 32 * 32, -1, -32):
+        bits = min(32, max(1, count) - low)
+        words.append(f"{mask >> low & 0xFFFFFFFF:0{-(-bits // 4)}x}")
+    return ",".join(words)
 
 
 def parse_task_stat(text: str) -> TaskStat:

@@ -6,6 +6,8 @@ A view is a pure function of `Facts`. To add one, write a module with a function
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sysfsd.views import (
     cpuinfo,
     diskstats,
@@ -16,26 +18,66 @@ from sysfsd.views import (
     stat,
     swaps,
     syscpu,
+    sysmemory,
+    sysnode,
     uptime,
     vmstat,
 )
-from sysfsd.views.view import Source, View
+from sysfsd.views.view import MEMBER, Family, Source, View, one_line
 
-__all__ = ["VIEWS", "Source", "View"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-VIEWS: tuple[View, ...] = (
+__all__ = ["DIRECTORIES", "VIEWS", "Family", "Source", "View", "attach_points", "known_by"]
+
+VIEWS: tuple[View | Family, ...] = (
     View("proc/uptime", uptime.sources, uptime.text),
     View("proc/meminfo", meminfo.sources, meminfo.text),
     View("proc/cpuinfo", cpuinfo.sources, cpuinfo.text),
     View("proc/stat", stat.sources, stat.text),
     View("proc/loadavg", loadavg.sources, loadavg.text),
     View("proc/swaps", swaps.sources, swaps.text),
-    View("sys/devices/system/cpu/online", syscpu.sources, syscpu.text),
-    View("sys/devices/system/cpu/possible", syscpu.sources, syscpu.text),
-    View("sys/devices/system/cpu/present", syscpu.sources, syscpu.text),
+    View("sys/devices/system/cpu/online", syscpu.sources, one_line),
+    View("sys/devices/system/cpu/possible", syscpu.sources, one_line),
+    View("sys/devices/system/cpu/present", syscpu.sources, one_line),
+    *syscpu.FILES,
+    *sysnode.FILES,
+    *sysmemory.FILES,
     View("proc/diskstats", diskstats.sources, diskstats.text),
     View("proc/partitions", partitions.sources, partitions.text),
     View("proc/vmstat", vmstat.sources, vmstat.text),
     View("proc/slabinfo", slabinfo.sources, slabinfo.text, mode=0o400),
 )
 """The one table. Append only: the position of a view is part of the inode numbers of its files."""
+
+DIRECTORIES = (
+    "sys/devices/system/cpu",
+    "sys/devices/system/node",
+    "sys/devices/system/memory",
+)
+"""Directories that are shown as a whole: what is in them depends on the container, and what is not
+in the table must not be seen. A file system of ours over a directory of /proc is another matter
+(see ``attach``); below /sys nobody minds."""
+
+
+def attach_points(views: Sequence[View | Family]) -> list[str]:
+    """Return what is to be covered in a container so that it sees these views; pure."""
+    points: list[str] = []
+    for view in views:
+        point = next((each for each in DIRECTORIES if view.path.startswith(f"{each}/")), view.path)
+        if point not in points:
+            points.append(point)
+    return points
+
+
+def known_by(view: View | Family, first_cpu: int, first_node: int) -> str:
+    """Return the path whose presence tells that the host itself has such a file; pure.
+
+    A kernel without NUMA has no nodes, an older release knows fewer vulnerabilities, and not every
+    architecture shows its caches: containers are not to see more than that. Of families, the first
+    member speaks for all, and one file for the blocks of memory, whose numbers may start anywhere.
+    """
+    if view.path.startswith("sys/devices/system/memory/"):
+        return "sys/devices/system/memory/block_size_bytes"
+    first = first_node if view.path.startswith("sys/devices/system/node/") else first_cpu
+    return view.path.replace(MEMBER, str(first))

@@ -23,7 +23,7 @@ def sources(facts: Facts) -> list[Source]:
         Source(
             disk.name,
             _line(disk.number, disk.name, disk.counters, columns[disk.number]),
-            f"{disk.source}; what that does not tell (requests in flight, times, ...) is 0",
+            f"{disk.source}; 0 is what nobody counts: merges, times, ...",
         )
         for disk in facts.disk.disks
     ]

@@ -40,8 +40,8 @@ def mem_available(facts: Facts) -> Size:
     own = saturating_sub(memory.total.value, saturating_sub(memory.used.value, back))
     if host.value < own:
         return host
-    why = "active_file + inactive_file + slab_reclaimable"
-    return Sourced(own, f"MemTotal - {memory.used.source} + {why} of {memory.stat_source}")
+    why = _stat_source(facts, "active_file", "inactive_file", "slab_reclaimable")
+    return Sourced(own, f"MemTotal - {memory.used.source} + {why}")
 
 
 def cached_files(facts: Facts) -> Size:
@@ -105,7 +105,12 @@ def commit_limit(facts: Facts) -> Size:
 def _sum(facts: Facts, *names: str) -> Size:
     memory = facts.memory
     parts = sum(memory.part(name).value for name in names)
-    return Sourced(min(parts, memory.used.value), f"{' + '.join(names)} of {memory.stat_source}")
+    return Sourced(min(parts, memory.used.value), _stat_source(facts, *names))
+
+
+def _stat_source(facts: Facts, *names: str) -> str:
+    keys = [key for name in names if (key := facts.memory.key(name)) is not None]
+    return f"{' + '.join(keys)} of {facts.memory.stat_source}"
 
 
 def _part(name: str, *, of: Callable[[Facts], Size] | None = None) -> Callable[[Facts], Size]:
@@ -120,6 +125,19 @@ def _part(name: str, *, of: Callable[[Facts], Size] | None = None) -> Callable[[
 
 anon = _part("anon")
 shmem = _part("shmem", of=cached)
+
+
+def hugetlb(facts: Facts) -> Size:
+    """Memory that the pool of huge pages takes, as far as the container may use it."""
+    pages = facts.hugepages
+    return Sourced(pages.total.value * pages.size, "HugePages_Total * Hugepagesize")
+
+
+COUNTS: Mapping[str, Callable[[Facts], Sourced[int]]] = {
+    "HugePages_Total": lambda facts: facts.hugepages.total,
+    "HugePages_Free": lambda facts: facts.hugepages.free,
+}
+"""The container's own lines that are no sizes: pages."""
 
 OWN: Mapping[str, Callable[[Facts], Size]] = {
     "MemTotal": mem_total,
@@ -156,6 +174,7 @@ OWN: Mapping[str, Callable[[Facts], Size]] = {
     "AnonHugePages": _part("anon_thp", of=anon),
     "ShmemHugePages": _part("shmem_thp", of=shmem),
     "FileHugePages": _part("file_thp", of=cached),
+    "Hugetlb": hugetlb,
 }
 """The lines that are the container's own."""
 
@@ -183,6 +202,9 @@ def sources(facts: Facts) -> list[Source]:
         elif own is not None:
             size = own(facts)
             item = Source(line.name, str(size.value // 1024), size.source)
+        elif line.name in COUNTS:
+            count = COUNTS[line.name](facts)
+            item = Source(line.name, str(count.value), count.source)
         else:
             item = Source(line.name, "0", "0: the kernel does not count it per cgroup")
         items.append(item)

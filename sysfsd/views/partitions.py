@@ -21,9 +21,7 @@ def sources(facts: Facts) -> list[Source]:
     """
     used = {disk.number: disk.source for disk in facts.disk.disks}
     return [
-        Source(
-            line.name, line.text, f"the host's /proc/partitions: it used it, {used[line.number]}"
-        )
+        Source(line.name, line.text, f"the host's: used, says {used[line.number]}")
         for line in facts.host.partitions
         if line.number in used
     ]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sysfsd.facts.collector import Facts
+
+MEMBER = "{}"
+"""Stands for a member's number in the path of a `Family`."""
 
 
 class Source(NamedTuple):
@@ -32,7 +36,6 @@ class View:
     sources: Callable[[Facts], Sequence[Source]]
     text: Callable[[Sequence[Source]], str]
     mode: int = 0o444
-    """The permissions of the file, as the kernel's own has them."""
 
     def render(self, facts: Facts) -> bytes:
         """Return the content of the file; raises OSError if the container is gone."""
@@ -41,3 +44,39 @@ class View:
     def explain(self, facts: Facts) -> list[Source]:
         """Return the items of the content and where they came from; raises as `render` does."""
         return list(self.sources(facts))
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The same file of every member of a numbered set: ``cpu{}/topology/core_id``.
+
+    Who is a member depends on the container, and may change while it runs: its CPUs, its nodes.
+    """
+
+    path: str
+    """As a view's, with `MEMBER` once, in the name of a directory."""
+    members: str
+    """The path of the view that lists their numbers; the same for all below one directory."""
+    sources: Callable[[Facts, int], Sequence[Source]]
+    text: Callable[[Sequence[Source]], str]
+    mode: int = 0o444
+
+    def view(self, member: int) -> View:
+        """Return the view of one member."""
+        return View(
+            self.path.replace(MEMBER, str(member)),
+            partial(_of_member, self.sources, member),
+            self.text,
+            self.mode,
+        )
+
+
+def _of_member(
+    sources: Callable[[Facts, int], Sequence[Source]], member: int, facts: Facts
+) -> Sequence[Source]:
+    return sources(facts, member)
+
+
+def one_line(items: Sequence[Source]) -> str:
+    """Write the values in one line: the text of most files of sysfs."""
+    return " ".join(item.value for item in items) + "\n"

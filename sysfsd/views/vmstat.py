@@ -127,8 +127,7 @@ def _disk(facts: Facts, counter: str) -> Count:
     """
     disks = [disk for disk in facts.disk.disks if not facts.host.has_disks_below(disk.number)]
     total = sum(getattr(disk.counters, counter) for disk in disks)
-    names = ", ".join(disk.name for disk in disks)
-    return Sourced(total // 1024, f"{names or 'no device'} of /proc/diskstats: {facts.disk.source}")
+    return Sourced(total // 1024, f"sum over the disks of /proc/diskstats: {facts.disk.source}")
 
 
 def _threshold(facts: Facts, name: str, own: Mapping[str, Source]) -> Count:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.engine.docker import DockerFailed
+from tests.support.views import points_of_this_host
 from tests.support.wait import until
 
 if TYPE_CHECKING:
@@ -110,6 +111,21 @@ def test_a_changed_limit_shows_at_once(docker: Docker, start: Start) -> None:
     )
 
 
+def test_a_changed_quota_shows_at_once(docker: Docker, start: Start) -> None:
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("this host has one CPU")
+    name = start("--cpus", "1", image=DIND, command=("sleep", "1000"))
+    for cpus, count in (("2", 2), ("1", 1)):
+        docker("update", "--cpus", cpus, name)
+        until(
+            lambda count=count: set(cpus_seen(docker, name).values()) == {count},  # type: ignore[misc]
+            f"{count} CPUs in every file",
+            deadline=5,
+        )
+        directories = docker.shell(name, "ls -d /sys/devices/system/cpu/cpu[0-9]* | wc -l")
+        assert int(directories) == count
+
+
 @pytest.mark.parametrize("runtime", ["sysfsd", "sysfsd-crun"])
 def test_every_view_is_attached(docker: Docker, start: Start, runtime: str) -> None:
     try:
@@ -124,8 +140,14 @@ def test_every_view_is_attached(docker: Docker, start: Start, runtime: str) -> N
         if line.split()[2].startswith("fuse")
     }
     assert mounted >= {f"/proc/{file}" for file in ("uptime", "meminfo", "cpuinfo", "stat")}
-    assert mounted >= {"/proc/loadavg", "/proc/swaps", "/sys/devices/system/cpu/online"}
+    assert mounted == {f"/{point}" for point in points_of_this_host()}
     for path in mounted:
-        assert docker.exec(name, "cat", path) or path in {"/proc/swaps", "/proc/diskstats"}
-        mode = "400" if path == "/proc/slabinfo" else "444"
-        assert docker.exec(name, "stat", "-c", "%u:%g %a", path) == f"0:0 {mode}"
+        what = "directory" if path.startswith("/sys/") else "regular file"
+        shown = docker.exec(name, "stat", "-c", "%u:%g %a %F", path)
+        if what == "directory":
+            assert shown == "0:0 555 directory"
+        else:
+            assert docker.exec(name, "cat", path) or path in {"/proc/swaps", "/proc/diskstats"}
+            mode = "400" if path == "/proc/slabinfo" else "444"
+            assert shown == f"0:0 {mode} regular file"
+    assert docker.exec(name, "cat", "/sys/devices/system/cpu/online")

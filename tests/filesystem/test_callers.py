@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sysfsd.views import VIEWS
 from tests.support.containers import Container, container
 from tests.support.daemon import started
+from tests.support.views import of_this_host
 from tests.support.wait import until
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ def total(text: str) -> int:
     return int(text.split("MemTotal:")[1].split(maxsplit=1)[0])
 
 
-def seen_by(box: Container, path: Path) -> str:
+def seen_by(box: Container, path: Path, command: str = "cat") -> str:
     """What a process of a container reads; it keeps our mount namespace to find the file."""
     pidfile = f"/proc/{box.pid}/ns"
     return subprocess.run(
-        ["nsenter", f"--user={pidfile}/user", f"--pid={pidfile}/pid", "cat", str(path)],
+        ["nsenter", f"--user={pidfile}/user", f"--pid={pidfile}/pid", command, str(path)],
         capture_output=True,
         text=True,
         check=True,
@@ -66,12 +66,12 @@ def readable(views: Path) -> Path:
 
 
 def test_all_views_are_there_with_real_sizes(views: Path) -> None:
-    for view in VIEWS:
-        with (views / view.path).open("rb", buffering=0) as file:
+    for path in of_this_host():
+        with (views / path).open("rb", buffering=0) as file:
             data, status = file.read(1 << 20), os.fstat(file.fileno())
             # This process used no disk that anybody would know of.
-            assert (data and status.st_size) or view.path == "proc/diskstats"
-            assert stat.S_IMODE(status.st_mode) == view.mode
+            assert (data and status.st_size) or path == "proc/diskstats"
+            assert stat.S_IMODE(status.st_mode) == (0o400 if path == "proc/slabinfo" else 0o444)
     assert sorted(os.listdir(views)) == ["proc", "sys"]
 
 
@@ -117,6 +117,24 @@ def test_registered_callers_see_their_containers_numbers(daemon: Serving, readab
         assert total(seen_by(two, readable / "proc/meminfo")) == 80 << 10
         assert total((readable / "proc/meminfo").read_text()) > 80 << 10
     until(lambda: not {"one", "two"} & set(daemon.ids()), "the records to go")
+
+
+def test_callers_list_their_own_cpus(daemon: Serving, readable: Path) -> None:
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("this host has one CPU")
+    directory = readable / "sys/devices/system/cpu"
+    with container(cpus=2) as two, container(cpus=0.5) as one:
+        daemon.register("two", two.pid)
+        daemon.register("one", one.pid)
+        for box, expected in ((two, ["cpu0", "cpu1"]), (one, ["cpu0"]), (two, ["cpu0", "cpu1"])):
+            names = seen_by(box, directory, "ls").split()
+            assert [name for name in names if name.startswith("cpu") and name[3:].isdigit()] == (
+                expected
+            )
+        assert seen_by(two, directory / "cpu1/topology/core_id") == "1\n"
+        with pytest.raises(subprocess.CalledProcessError):
+            seen_by(one, directory / "cpu1/topology/core_id")
+    until(lambda: not daemon.ids(), "the containers to be gone")
 
 
 def test_a_nested_user_namespace_belongs_to_its_ancestor(daemon: Serving, readable: Path) -> None:

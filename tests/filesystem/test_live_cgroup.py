@@ -13,7 +13,7 @@ import pytest
 from sysfsd.facts.collector import FactsCollector
 from sysfsd.kernel.cgroups import CgroupTree, read_cgroup_paths
 from sysfsd.kernel.procfs import init_of_pid_namespace
-from sysfsd.views import VIEWS
+from tests.support.views import view
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -109,8 +109,7 @@ def test_the_views_of_a_limited_busy_process(inside: int) -> None:
     collector = FactsCollector(tree=CgroupTree.of_host())
 
     def shown(path: str) -> str:
-        view = next(view for view in VIEWS if view.path == path)
-        return view.render(collector.facts_of_caller(inside)).decode()
+        return view(path).render(collector.facts_of_caller(inside)).decode()
 
     def busy() -> int:
         user, _, system = shown("proc/stat").split()[1:4]

@@ -14,7 +14,7 @@ import pytest
 
 from sysfsd.facts.collector import FactsCollector
 from sysfsd.kernel.cgroups import CgroupTree, read_cgroup_paths
-from sysfsd.views import VIEWS
+from tests.support.views import view
 from tests.support.wait import until
 
 if TYPE_CHECKING:
@@ -121,11 +121,10 @@ def worker(disk: Disk) -> Iterator[subprocess.Popen[str]]:
 def test_what_it_did_and_nothing_of_what_others_did(
     worker: subprocess.Popen[str], disk: Disk
 ) -> None:
-    collector = FactsCollector(tree=CgroupTree.of_host())
+    collector = FactsCollector(tree=CgroupTree.of_host(), refresh_seconds=0)
 
     def shown(path: str) -> list[list[str]]:
-        view = next(view for view in VIEWS if view.path == path)
-        text = view.render(collector.facts_of_caller(worker.pid)).decode()
+        text = view(path).render(collector.facts_of_caller(worker.pid)).decode()
         return [line.split() for line in text.splitlines()]
 
     def work(writes: int, reads: int) -> None:

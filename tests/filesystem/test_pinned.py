@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sysfsd.views import VIEWS
 from tests.support.containers import UID_BASE, container
 from tests.support.daemon import serving
+from tests.support.views import of_this_host
 from tests.support.wait import until
 
 if TYPE_CHECKING:
@@ -23,10 +23,8 @@ if TYPE_CHECKING:
     from tests.support.daemon import Serving
     from tests.support.tidy import ExpectedLog
 
-PATHS = [view.path for view in VIEWS]
 
-
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", of_this_host())
 def test_every_view_has_its_real_size(web: Path, path: str) -> None:
     with (web / path).open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size

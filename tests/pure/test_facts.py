@@ -6,14 +6,19 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from sysfsd.facts.collector import Facts, FactsCollector
 from sysfsd.facts.cpuclock import CpuUsage
-from sysfsd.facts.host import boottime_ns, process_started
-from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree, read_cgroup_paths
-from sysfsd.views import VIEWS, View
+from sysfsd.facts.host import HostFacts, boottime_ns, process_started
+from sysfsd.facts.hugepages import read_hugepages, size_name
+from sysfsd.kernel.cgroups import Cgroup, CgroupPaths, CgroupTree, read_cgroup_paths
+from tests.support.views import EACH
+
+if TYPE_CHECKING:
+    from sysfsd.views import View
 
 FIXTURES = Path(__file__).parent / "fixtures"
 V1_PID = int((FIXTURES / "cgroup-v1/pid").read_text())
@@ -334,10 +339,58 @@ def test_where_the_container_moved_itself_its_limits_are_the_same() -> None:
     assert (found.cpu.visible.value, found.cpu.cpuset.value) == (1, (1,))
 
 
-@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.path)
+@pytest.mark.parametrize("view", EACH, ids=lambda view: view.path)
 def test_every_view_of_a_recorded_v2_container(view: View) -> None:
     base = FIXTURES / RECORDED
     scope = CgroupPaths((("", f"/sysfsdtest.slice/{SCOPE}"),))
     text = view.render(collector(base).facts(Record(1, 7378, 90.5, scope))).decode()
 
     assert text.endswith("\n") or not text  # it has no diskstats
+
+
+# Huge pages
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("parent", "own", "used", "total", "free"),
+    [
+        (None, None, 0, 100, 60),
+        (None, 20, 5, 20, 15),
+        (8, 20, 5, 8, 3),
+        (None, 70, 5, 70, 60),  # the host has no more
+        (None, 4, 9, 4, 0),  # lowered below what is in use
+        (None, 500, 0, 100, 60),
+    ],
+)
+def test_huge_pages(
+    tmp_path: Path,
+    version: int,
+    parent: int | None,
+    own: int | None,
+    used: int,
+    total: int,
+    free: int,
+) -> None:
+    size = 2 << 20
+    v1 = version == 1
+    limit_file, use_file = ("limit_in_bytes", "usage_in_bytes") if v1 else ("max", "current")
+    group = tmp_path / "cgroup/slice/box"
+    group.mkdir(parents=True)
+    for directory, limit in ((group.parent, parent), (group, own)):
+        none = "9223372036854771712" if v1 else "max"
+        text = none if limit is None else str(limit * size)
+        (directory / f"hugetlb.2MB.{limit_file}").write_text(f"{text}\n")
+    (group / f"hugetlb.2MB.{use_file}").write_text(f"{used * size}\n")
+    (tmp_path / "meminfo").write_text(
+        "HugePages_Total: 100\nHugePages_Free: 60\nHugepagesize: 2048 kB\n"
+    )
+    host = HostFacts(proc=str(tmp_path))
+    cgroup = Cgroup(version, str(tmp_path / "cgroup"), "/slice/box")
+    found = read_hugepages(lambda: cgroup, host)
+    assert (found.total.value, found.free.value, found.size) == (total, free, size)
+    assert (limit_file in found.total.source) == (total < 100)
+
+
+def test_names_of_sizes() -> None:
+    assert [size_name(size) for size in (64 << 10, 2 << 20, 1 << 30)] == ["64KB", "2MB", "1GB"]

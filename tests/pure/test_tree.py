@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sysfsd.errors import NoSuchView
 from sysfsd.filesystem import tree as trees
-from sysfsd.filesystem.snapshots import OpenSnapshots, PinnedSnapshots, RecentSnapshots
-from sysfsd.filesystem.tree import ROOT_NODE, Tree, inode_of, parts_of
-from sysfsd.views import VIEWS, View
+from sysfsd.filesystem.snapshots import (
+    MAX_PER_CONTAINER,
+    Opened,
+    PinnedSnapshots,
+    RecentSnapshots,
+)
+from sysfsd.filesystem.tree import ROOT_NODE, Node, Tree, inode_of, parts_of
+from sysfsd.views import VIEWS, Family, View, attach_points, known_by
+
+if TYPE_CHECKING:
+    from sysfsd.filesystem.tree import Members
 
 
 def view(path: str) -> View:
     return View(path, lambda _facts: [], lambda _sources: "")
+
+
+def family(path: str) -> Family:
+    return Family(path, "online", lambda _facts, _member: [], lambda _sources: "")
+
+
+def nobody(_listed: str) -> tuple[int, ...]:
+    return ()
 
 
 names = st.lists(
@@ -27,16 +45,19 @@ names = st.lists(
 )
 
 
-def numbers(tree: Tree, node: int = ROOT_NODE) -> dict[str, int]:
+def numbers(tree: Tree, node: int = ROOT_NODE, members: Members = nobody) -> dict[str, int]:
     """All paths and their node numbers, found by walking as the kernel does."""
     found = {}
     here = tree.node(node)
     assert here is not None
-    for number in here.children.values():
+    for name, number in tree.children(here, members):
+        assert tree.child(here, name, members) == number
         child = tree.node(number)
         assert child is not None
+        assert child.path.rpartition("/")[2] == name.decode()
+        assert tree.exists(child, members)
         found[child.path] = number
-        found |= numbers(tree, number)
+        found |= numbers(tree, number, members)
     return found
 
 
@@ -47,7 +68,7 @@ def test_every_view_is_found_by_walking_and_by_path(paths: list[str]) -> None:
     assert set(paths) <= set(found)
     assert len(set(found.values())) == len(found)
     for path in paths:
-        assert tree.view(f"/{path}").path == path
+        assert tree.view(f"/{path}", nobody).path == path
         assert 0 < found[path] < 1 << trees.NODE_BITS
 
 
@@ -60,20 +81,98 @@ def test_appending_changes_no_number(paths: list[str], more: list[str]) -> None:
     assert before.items() <= after.items()
 
 
-@given(st.integers(0, 2**40), st.integers(0, 2**20 - 1))
+@given(st.integers(0, 2**31), st.integers(0, 2**trees.NODE_BITS - 1))
 def test_inodes_come_apart_again(serial: int, node: int) -> None:
     inode = inode_of(serial, node)
     assert parts_of(inode) == (serial, node)
     assert inode < 1 << 64
 
 
+FAMILIES: list[View | Family] = [
+    view("online"),
+    family("set/cpu{}/a"),
+    view("set/fixed"),
+    family("set/cpu{}/deep/b"),
+]
+
+
+@given(st.sets(st.integers(0, 5000), max_size=8), st.sets(st.integers(0, 5000), max_size=8))
+def test_members_come_and_go(before: set[int], after: set[int]) -> None:
+    tree = Tree(FAMILIES)
+    first = numbers(tree, members=lambda _: sorted(before))
+    second = numbers(tree, members=lambda _: sorted(after))
+    for members, found in ((before, first), (after, second)):
+        expected = {"online", "set", "set/fixed"}
+        for each in members:
+            expected |= {f"set/cpu{each}{rest}" for rest in ("", "/a", "/deep", "/deep/b")}
+        assert set(found) == expected
+        assert len(set(found.values())) == len(found)
+    for path in first.keys() & second.keys():
+        assert first[path] == second[path]
+    gone = [tree.node(first[path]) for path in first.keys() - second.keys()]
+    assert not any(node is None or tree.exists(node, lambda _: sorted(after)) for node in gone)
+
+
+@pytest.mark.parametrize(
+    "name", [b"cpu", b"cpu{}", b"cpu01", b"cpu-1", b"cpu+1", b"cpu1 ", b"cpu\xb2", b"cpu9999999999"]
+)
+def test_odd_names_of_members_are_nobodys(name: bytes) -> None:
+    tree = Tree(FAMILIES)
+    parent = directory(tree, "set")
+    with pytest.raises(NoSuchView):
+        tree.child(parent, name, lambda _: range(100))
+
+
+def directory(tree: Tree, path: str) -> Node:
+    node = tree.node(numbers(tree)[path])
+    assert node is not None
+    return node
+
+
+def test_a_directory_says_whose_members_it_has() -> None:
+    tree = Tree(FAMILIES)
+    assert directory(tree, "set").lists == ("online",)
+    member = tree.node(tree.child(directory(tree, "set"), b"cpu7", lambda _: (7,)))
+    assert member is not None
+    assert (member.path, member.listed, member.lists) == ("set/cpu7", "online", ())
+    assert tree.node(member.number & 0xFFF) is None  # nobody's directory
+
+
+def test_what_the_host_does_not_have_is_not_there() -> None:
+    tree = Tree(FAMILIES, lambda view: view.path != "set/fixed")
+    assert set(numbers(tree)) == {"online", "set"}
+    assert numbers(tree)["online"] == numbers(Tree(FAMILIES))["online"]
+
+
 def test_the_real_table() -> None:
     tree = Tree(VIEWS)
     root = tree.node(ROOT_NODE)
     assert root is not None
-    assert list(root.children) == [b"proc", b"sys"]
+    assert [name for name, _ in tree.children(root, nobody)] == [b"proc", b"sys"]
     with pytest.raises(NoSuchView, match="proc/meminfo"):
-        tree.view("/proc/cmdline")
+        tree.view("/proc/cmdline", nobody)
+    for each in VIEWS:
+        if isinstance(each, Family):
+            assert each.members in {view.path for view in VIEWS}
+
+
+def test_what_is_covered_in_a_container() -> None:
+    points = attach_points(VIEWS)
+    assert points[:6] == [
+        f"proc/{name}" for name in ("uptime", "meminfo", "cpuinfo", "stat", "loadavg", "swaps")
+    ]
+    assert {point for point in points if point.startswith("sys/")} == {
+        "sys/devices/system/cpu",
+        "sys/devices/system/node",
+        "sys/devices/system/memory",
+    }
+
+
+def test_the_first_member_tells_whether_a_host_has_a_family() -> None:
+    paths = {known_by(view, 3, 1) for view in VIEWS}
+    assert "sys/devices/system/cpu/cpu3/topology/core_id" in paths
+    assert "sys/devices/system/node/node1/meminfo" in paths
+    assert not any("{}" in path or "memory0" in path for path in paths)
 
 
 class Clock:
@@ -89,20 +188,20 @@ def test_attributes_and_bytes_always_come_from_one_refresh(
     steps: list[tuple[int, bytes]],
 ) -> None:
     clock = Clock()
-    snapshots = PinnedSnapshots(0.05, clock)
+    snapshots = PinnedSnapshots(clock)
     rendered = 0
     former = None
     for milliseconds, content in steps:
         clock.now += milliseconds * 10**6
 
-        def render(content: bytes = content) -> bytes:
+        def render(content: bytes = content) -> tuple[bytes, int]:
             nonlocal rendered
             rendered += 1
-            return content
+            return content, clock.now + 50 * 10**6
 
-        snapshot, lifetime = snapshots.refresh(5, render)
+        snapshot, lifetime = snapshots.refresh(1, 5, render)
         assert 0 < lifetime <= 0.05
-        assert snapshots.last(5, render) is snapshot
+        assert snapshots.last(1, 5, render) is snapshot
         assert snapshot.read(0, 100) == snapshot.data
         if former is not None:
             assert (former.data != snapshot.data) == (former.changed_ns != snapshot.changed_ns)
@@ -112,24 +211,36 @@ def test_attributes_and_bytes_always_come_from_one_refresh(
 
 
 def test_snapshots_of_a_container_go_with_it() -> None:
-    snapshots = PinnedSnapshots(0.05)
+    snapshots = PinnedSnapshots()
     for serial in (1, 2):
         for node in (4096, 4097):
-            snapshots.refresh(inode_of(serial, node), lambda: b"x")
+            snapshots.refresh(serial, node, lambda: (b"x", 0))
     snapshots.forget(1)
+    snapshots.forget(3)
     assert len(snapshots) == 2
 
 
-def test_open_snapshots_are_bounded() -> None:
-    opened = OpenSnapshots(limit=2)
+def test_snapshots_of_a_container_are_bounded() -> None:
+    snapshots = PinnedSnapshots(lambda: 0)
+    for node in range(MAX_PER_CONTAINER + 10):
+        snapshots.refresh(1, node, lambda: (b"x", 1))
+        snapshots.refresh(1, 0, lambda: (b"used", 1))
+        snapshots.refresh(2, node % 5, lambda: (b"other", 1))
+    assert len(snapshots) == MAX_PER_CONTAINER + 5
+    assert snapshots.last(1, 0, lambda: (b"new", 1)).data == b"x"  # used all the time
+    assert snapshots.last(1, 3, lambda: (b"new", 1)).data == b"new"
+
+
+def test_what_is_open_is_bounded() -> None:
+    opened: Opened[bytes] = Opened(limit=2)
     first, second = opened.add(b"first"), opened.add(b"second")
     assert first is not None
     assert second is not None
     assert opened.add(b"third") is None
     opened.close(first)
     opened.close(first)
-    assert opened.read(first, 0, 10) is None
-    assert opened.read(second, 3, 2) == b"on"
+    assert opened.get(first) is None
+    assert opened.get(second) == b"second"
     assert opened.add(b"fourth") not in {first, second, None}
 
 

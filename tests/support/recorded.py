@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sysfsd.facts.collector import Facts, FactsCollector
 from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree, read_cgroup_paths
-from sysfsd.views import VIEWS
+from tests.support.views import EACH, view
 
 FIXTURES = Path(__file__).parent.parent / "pure/fixtures"
 V1, V2 = "cgroup-v1", "cgroup-v2"
@@ -51,6 +51,7 @@ class Machine:
             sys=str(base / "sys"),
             clock=lambda: self.now,
             boot_time=lambda: 1_700_000_000.0,
+            refresh_seconds=0,
         )
         pid = PIDS[self.tree]
         self.container = Record(1, pid, STARTED, read_cgroup_paths(pid, str(base / "proc")))
@@ -75,7 +76,7 @@ class Machine:
 
     def read(self, path: str) -> str:
         """One view, as of now."""
-        return next(view for view in VIEWS if view.path == path).render(self.facts()).decode()
+        return view(path).render(self.facts()).decode()
 
     def numbers(self, path: str) -> dict[str, int]:
         """One view of lines that are a name and a number, as of now."""
@@ -85,9 +86,9 @@ class Machine:
     def refresh(self, *names: str) -> Path:
         """Write files of the container's /proc, all of one set of facts; return its directory."""
         facts = self.facts()
-        for view in VIEWS:
-            if view.path.removeprefix("proc/") in names:
-                path = self.base / "views" / view.path
+        for each in EACH:
+            if each.path.removeprefix("proc/") in names:
+                path = self.base / "views" / each.path
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(view.render(facts))
+                path.write_bytes(each.render(facts))
         return self.base / "views/proc"

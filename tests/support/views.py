@@ -1,0 +1,31 @@
+"""The table of views, for tests that go through it: of each family its first member."""
+
+from __future__ import annotations
+
+from sysfsd.facts.host import HostFacts
+from sysfsd.filesystem.rendering import HostFiles
+from sysfsd.views import VIEWS, Family, View, attach_points
+
+EACH = tuple(entry.view(0) if isinstance(entry, Family) else entry for entry in VIEWS)
+PATHS = tuple(view.path for view in EACH)
+
+
+def view(path: str) -> View:
+    """The view at a path."""
+    return next(view for view in EACH if view.path == path)
+
+
+def of_this_host() -> list[str]:
+    """Paths of those that this host's containers have."""
+    node = HostFacts().online_nodes.value[0]
+    first = {"sys/devices/system/node/online": node}
+    return [
+        (entry.view(first.get(entry.members, 0)) if isinstance(entry, Family) else entry).path
+        for entry in VIEWS
+        if HostFiles().has(entry)
+    ]
+
+
+def points_of_this_host() -> list[str]:
+    """What is covered in this host's containers."""
+    return attach_points([entry for entry in VIEWS if HostFiles().has(entry)])
