@@ -10,27 +10,25 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import psutil
 
 from sysfsd.facts import cpuclock, disk
+from sysfsd.facts.callers import MAX_CALLERS, Callers, pid_depth
 from sysfsd.facts.cpu import CpuFacts, read_cpus, read_usage
-from sysfsd.facts.host import HostFacts, boottime_ns, process_started
+from sysfsd.facts.host import HostFacts, boottime_ns
 from sysfsd.facts.hugepages import HugePagesFacts, read_hugepages
 from sysfsd.facts.load import LoadFacts, LoadSampler, Target
 from sysfsd.facts.memory import MemoryFacts, read_memory, read_oom_kills
 from sysfsd.facts.nodes import NodesFacts, read_nodes
 from sysfsd.facts.sourced import Sourced, saturating_sub
-from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree, read_cgroup_paths
-from sysfsd.kernel.procfs import init_of_pid_namespace, parse_ns_pids, pid_namespace, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
+    from sysfsd.facts.callers import Caller
     from sysfsd.facts.cpuclock import CpuClock
     from sysfsd.facts.disk import DiskClock, DiskFacts
+    from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree
 
 REFRESH_SECONDS = 0.05
 """How old a number may be; for so long all files of a container are made of the same facts."""
-
-MAX_CALLERS = 64
-"""How many callers' cgroups keep a clock and averages between two reads (`facts_of_caller`)."""
 
 
 class Container(Protocol):
@@ -51,6 +49,10 @@ class Container(Protocol):
     @property
     def cgroup(self) -> CgroupPaths:
         """Where it sits in the cgroup hierarchies."""
+
+    @property
+    def domain(self) -> int | None:
+        """Its execution domain, where that changes what it may see (`kernel.personality`)."""
 
 
 class CpuTimesFacts(NamedTuple):
@@ -167,11 +169,13 @@ class FactsCollector:
         self._boot_time = boot_time
         self._max_callers = max_callers
         self._refresh_ns = int(refresh_seconds * 1e9)
-        self._recent: dict[Hashable, Facts] = {}
+        self._recent: dict[Hashable, dict[tuple[int | None, bool], Facts]] = {}
         self._lock = threading.Lock()
         self._clocks: dict[Hashable, CpuClock] = {}
         self._disks: dict[Hashable, DiskClock] = {}
-        self._callers: OrderedDict[Hashable, None] = OrderedDict()
+        self._callers: OrderedDict[Caller, None] = OrderedDict()
+        self.callers = Callers(tree, proc=proc, max_kept=max_callers)
+        """Tells who asks, for `facts_of_caller`."""
         self.load_sampler = LoadSampler(tree, proc=proc, clock=clock)
         """Call its `sample_all` every 5 seconds, in a worker thread."""
 
@@ -179,13 +183,18 @@ class FactsCollector:
         """Start what a container's facts need over time; `facts` does so by itself if need be."""
         self._track(container.serial, container.cgroup, container.pid)
 
-    def facts(self, container: Container) -> Facts:
-        """Return the facts of a container, no older than a refresh."""
+    def facts(self, container: Container, *, domain: int | None = None) -> Facts:
+        """Return the facts of a container, no older than a refresh.
+
+        ``domain`` is the execution domain of who reads them, if not that of its init counts.
+        """
         self.track(container)
         started = Sourced(
             int(container.started * 1e9), f"start of the container's init (pid {container.pid})"
         )
-        return self._facts(container.serial, container.cgroup, started)
+        if domain is None:
+            domain = container.domain
+        return self._facts(container.serial, container.cgroup, started, domain)
 
     def forget(self, container: Container) -> None:
         """Drop what is kept for a container that is gone."""
@@ -195,18 +204,15 @@ class FactsCollector:
         """Return for how many containers and callers a CPU clock is kept; for the counters."""
         return len(self._clocks)
 
-    def facts_of_caller(self, pid: int) -> Facts:
-        """Return the facts of a process that belongs to no registered container.
+    def facts_of_caller(self, caller: Caller, *, opening: bool = True) -> Facts:
+        """Return the facts of who belongs to no registered container (`callers.identify`).
 
-        Limits and usage are those of its own cgroups, the uptime that of its pid namespace. The
-        process must be kept from going away (it waits for our answer). Raises OSError if it has.
+        No older than a refresh, and those for an open file never the ones that something else was
+        answered from (see ``CallersOperations``). Raises OSError if its cgroup is gone.
         """
-        paths = read_cgroup_paths(pid, self._proc)
-        started = self._started_of_caller(pid)
-        key = (paths, started.value)
         with self._lock:
-            self._callers[key] = None
-            self._callers.move_to_end(key)
+            self._callers[caller] = None
+            self._callers.move_to_end(caller)
             evicted = (
                 self._callers.popitem(last=False)[0]
                 if len(self._callers) > self._max_callers
@@ -214,24 +220,38 @@ class FactsCollector:
             )
         if evicted is not None:
             self._forget(evicted)
-        self._track(key, paths, pid)
-        return self._facts(key, paths, started)
+        self.load_sampler.track(caller, Target(caller.cgroup, caller.pid_depth))
+        return self._facts(caller, caller.cgroup, caller.started, caller.domain, opening=opening)
 
     def _track(self, key: Hashable, paths: CgroupPaths, pid: int) -> None:
         if not self.load_sampler.tracks(key):
-            self.load_sampler.track(key, Target(paths, self._pid_depth(pid)))
+            self.load_sampler.track(key, Target(paths, pid_depth(pid, self._proc)))
 
-    def _facts(self, key: Hashable, paths: CgroupPaths, started: Sourced[int]) -> Facts:
+    def _facts(
+        self,
+        key: Hashable,
+        paths: CgroupPaths,
+        started: Sourced[int],
+        domain: int | None,
+        *,
+        opening: bool = True,
+    ) -> Facts:
         now = self._now()
-        recent = self._recent.get(key)
+        variants = self._recent.setdefault(key, {})
+        recent = variants.get((domain, opening))
         if recent is None or recent.current_until <= now:
-            recent = self._recent[key] = self._new_facts(key, paths, started, now)
+            recent = variants[domain, opening] = self._new_facts(key, paths, started, now, domain)
         return recent
 
     def _new_facts(
-        self, key: Hashable, paths: CgroupPaths, started: Sourced[int], now: int
+        self,
+        key: Hashable,
+        paths: CgroupPaths,
+        started: Sourced[int],
+        now: int,
+        domain: int | None,
     ) -> Facts:
-        host = HostFacts(proc=self._proc, sys=self._sys, boot_time=self._boot_time)
+        host = HostFacts(proc=self._proc, sys=self._sys, boot_time=self._boot_time, domain=domain)
         return Facts(
             host=host,
             started=started,
@@ -278,26 +298,3 @@ class FactsCollector:
         with self._lock:
             self._clocks.pop(key, None)
             self._disks.pop(key, None)
-
-    def _pid_depth(self, pid: int) -> int | None:
-        """Return how many pid namespaces below ours a process's own is; None if it is gone."""
-        try:
-            pids = parse_ns_pids(read_text(f"{self._proc}/{pid}/status"))
-        except OSError:
-            return None
-        return len(pids) - 1 if pids else None
-
-    def _started_of_caller(self, pid: int) -> Sourced[int]:
-        host = Sourced(0, "boot of the host")
-        try:
-            if pid_namespace(pid, self._proc) == pid_namespace("self", self._proc):
-                return host
-        except PermissionError:  # a caller that may do more than we may
-            return host
-        init = init_of_pid_namespace(pid, self._proc)
-        if init is None:
-            return host
-        try:
-            return Sourced(int(process_started(init) * 1e9), "start of the caller's pid namespace")
-        except psutil.Error:
-            return host

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from sysfsd.facts.sourced import Sourced
+from sysfsd.kernel import personality
 from sysfsd.kernel.cgroups import parse_flat_keyed
 from sysfsd.kernel.procfs import (
     DiskLine,
@@ -48,11 +49,13 @@ class HostFacts:
         proc: str = "/proc",
         sys: str = "/sys",
         boot_time: Callable[[], float] = psutil.boot_time,
+        domain: int | None = None,
     ) -> None:
         self._proc = proc
         self._sys = sys
         self._boot_time = boot_time
         self._texts: dict[str, str | None] = {}
+        self._domain = domain
 
     @cached_property
     def meminfo(self) -> tuple[MeminfoLine, ...]:
@@ -73,8 +76,9 @@ class HostFacts:
 
     @cached_property
     def cpuinfo(self) -> str:
-        """The text of /proc/cpuinfo."""
-        return read_text(f"{self._proc}/cpuinfo")
+        """The text of /proc/cpuinfo, as the kernel writes it for our reader's execution domain."""
+        with personality.under(self._domain):
+            return read_text(f"{self._proc}/cpuinfo")
 
     @cached_property
     def diskstats(self) -> tuple[DiskLine, ...]:

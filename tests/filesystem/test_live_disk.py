@@ -123,8 +123,10 @@ def test_what_it_did_and_nothing_of_what_others_did(
 ) -> None:
     collector = FactsCollector(tree=CgroupTree.of_host(), refresh_seconds=0)
 
+    caller = collector.callers.identify(worker.pid)
+
     def shown(path: str) -> list[list[str]]:
-        text = view(path).render(collector.facts_of_caller(worker.pid)).decode()
+        text = view(path).render(collector.facts_of_caller(caller)).decode()
         return [line.split() for line in text.splitlines()]
 
     def work(writes: int, reads: int) -> None:

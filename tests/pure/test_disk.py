@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,20 +15,11 @@ from sysfsd.facts.collector import Facts, FactsCollector
 from sysfsd.facts.disk import DiskCounters, RawDisk, RawDisks, parse_io_stat, parse_rwstat
 from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree, read_cgroup_paths
 from sysfsd.kernel.procfs import parse_diskstats, parse_partitions
+from tests.support.recorded import FIXTURES, PIDS, V1, Record
 from tests.support.views import EACH, view
 
-FIXTURES = Path(__file__).parent / "fixtures"
-V1_PID = int((FIXTURES / "cgroup-v1/pid").read_text())
-PIDS = {"cgroup-v1": V1_PID, "cgroup-v2": 4242}
+V1_PID = PIDS[V1]
 HEADER = "major minor  #blocks  name\n\n"
-
-
-@dataclass(frozen=True)
-class Record:
-    serial: int
-    pid: int
-    started: float
-    cgroup: CgroupPaths
 
 
 def collector(base: Path) -> FactsCollector:

@@ -49,6 +49,7 @@ class Record:
     pid: int
     started: float
     cgroup: CgroupPaths
+    domain: int | None = None
 
 
 class FakeHost(HostFacts):

@@ -30,6 +30,7 @@ class Record:
     pid: int
     started: float
     cgroup: CgroupPaths
+    domain: int | None = None
 
 
 class Machine:

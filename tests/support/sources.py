@@ -162,6 +162,7 @@ class _Recorded(NamedTuple):
     pid: int
     started: float
     cgroup: CgroupPaths
+    domain: int | None = None
 
 
 def _container(base: Path) -> tuple[int, CgroupPaths]:
