@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import psutil
 
-from sysfsd.facts import cpuclock
+from sysfsd.facts import cpuclock, disk
 from sysfsd.facts.callers import MAX_CALLERS, Callers, pid_depth
 from sysfsd.facts.cpu import TICKS_PER_SECOND, CpuFacts, read_cpus, read_usage
 from sysfsd.facts.host import HostFacts, boottime_ns
 from sysfsd.facts.hugepages import HugePagesFacts, read_hugepages
 from sysfsd.facts.kept import Kept
 from sysfsd.facts.load import LoadFacts, LoadSampler, Target
-from sysfsd.facts.memory import MemoryFacts, read_memory
+from sysfsd.facts.memory import MemoryFacts, read_memory, read_oom_kills
 from sysfsd.facts.nodes import NodesFacts, read_nodes
 from sysfsd.facts.sourced import Sourced, saturating_sub
 from sysfsd.policy import DEFAULT, HIGH_LIMIT, Policy
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from sysfsd.facts.callers import Caller
     from sysfsd.facts.cpuclock import CpuClock
+    from sysfsd.facts.disk import DiskClock, DiskFacts
     from sysfsd.facts.load import KeptLoad
     from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree
 
@@ -129,6 +130,8 @@ class Facts:
         cpu: Callable[[], CpuFacts],
         cpu_times: Callable[[Facts], CpuTimesFacts],
         load: Callable[[], LoadFacts],
+        disk: Callable[[], DiskFacts],
+        oom_kills: Callable[[], Sourced[int]],
         nodes: Callable[[Facts], NodesFacts],
         hugepages: Callable[[], HugePagesFacts],
     ) -> None:
@@ -143,6 +146,8 @@ class Facts:
         self._cpu = cpu
         self._cpu_times = cpu_times
         self._load = load
+        self._disk = disk
+        self._oom_kills = oom_kills
         self._nodes = nodes
         self._hugepages = hugepages
 
@@ -172,6 +177,16 @@ class Facts:
         return self._load()
 
     @cached_property
+    def disk(self) -> DiskFacts:
+        """The block devices it used."""
+        return self._disk()
+
+    @cached_property
+    def oom_kills(self) -> Sourced[int]:
+        """How many of its processes the kernel killed for want of memory."""
+        return self._oom_kills()
+
+    @cached_property
     def nodes(self) -> NodesFacts:
         """The NUMA nodes that it may use."""
         return self._nodes(self)
@@ -183,7 +198,7 @@ class Facts:
 
 
 class FactsCollector:
-    """Makes `Facts`, and keeps what must live on between two refreshes: CPU clocks and loads."""
+    """Makes `Facts`, and keeps what must live on between two refreshes: clocks and loads."""
 
     def __init__(
         self,
@@ -212,6 +227,7 @@ class FactsCollector:
         self._keeper = keeper or _NoKeeper()
         self._clocks: dict[Hashable, CpuClock] = {}
         self._resumed: dict[Hashable, CpuClock] = {}
+        self._disks: dict[Hashable, DiskClock] = {}
         self._callers: OrderedDict[Caller, None] = OrderedDict()
         self.callers = Callers(tree, proc=proc, max_kept=max_callers)
         """Tells who asks, for `facts_of_caller`."""
@@ -304,6 +320,8 @@ class FactsCollector:
             cpu=lambda: read_cpus(self._tree, paths, host, policy.cpu),
             cpu_times=lambda facts: self._advance_clock(whose.key, paths, facts),
             load=lambda: self.load_sampler.load(whose.key),
+            disk=lambda: self._advance_disks(whose.key, paths, host),
+            oom_kills=lambda: read_oom_kills(self._tree.controller(paths, "memory")),
             hugepages=lambda: read_hugepages(lambda: self._tree.controller(paths, "hugetlb"), host),
             nodes=lambda facts: read_nodes(
                 self._tree, paths, host, cpus=facts.cpu, memory=facts.memory
@@ -328,9 +346,19 @@ class FactsCollector:
         source = f"{usage.source}, spread over {visible} CPUs ({facts.cpu.visible.source})"
         return CpuTimesFacts(clock, clock.cpus[:visible], source)
 
+    def _advance_disks(self, key: Hashable, paths: CgroupPaths, host: HostFacts) -> DiskFacts:
+        present = [line.number for line in host.diskstats]
+        with self._lock:
+            # Read in here: counters that come in the wrong order would be added twice.
+            raw = disk.read_disks(self._tree, paths)
+            clock = disk.advance(self._disks.get(key, disk.START), raw, present)
+            self._disks[key] = clock
+        return disk.disk_facts(clock, raw, host)
+
     def _forget(self, key: Hashable) -> None:
         self.load_sampler.forget(key)
         self._recent.pop(key, None)
         with self._lock:
             self._clocks.pop(key, None)
             self._resumed.pop(key, None)
+            self._disks.pop(key, None)

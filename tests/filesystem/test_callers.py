@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -75,9 +76,23 @@ def readable(views: Path) -> Path:
 def test_all_views_are_there_with_real_sizes(views: Path) -> None:
     for path in of_this_host():
         with (views / path).open("rb", buffering=0) as file:
-            assert len(file.read(1 << 20)) > 0
-            assert os.fstat(file.fileno()).st_size > 0
+            data, status = file.read(1 << 20), os.fstat(file.fileno())
+            # This process used no disk that anybody would know of.
+            assert (data and status.st_size) or path == "proc/diskstats"
+            assert stat.S_IMODE(status.st_mode) == (0o400 if path == "proc/slabinfo" else 0o444)
     assert sorted(os.listdir(views)) == ["proc", "sys"]
+
+
+def test_slabinfo_is_for_the_hosts_root_as_the_kernels_own_is(
+    box: Container, readable: Path
+) -> None:
+    for path in ("/proc/slabinfo", f"{readable}/proc/slabinfo"):
+        user = f"--user=/proc/{box.pid}/ns/user"
+        done = subprocess.run(
+            ["nsenter", user, "cat", path], capture_output=True, text=True, check=False, timeout=30
+        )
+        assert "Permission denied" in done.stderr, path
+    assert (readable / "proc/slabinfo").read_text().startswith("slabinfo - version: 2.1\n")
 
 
 def test_sendfile(views: Path, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from sysfsd.facts.callers import Caller
 from sysfsd.facts.sourced import Sourced
 from sysfsd.policy import DEFAULT, SETTINGS, Policy, from_annotations, problem
 from sysfsd.views import VIEWS, Family
-from tests.pure.test_facts import FIXTURES, MIB, RECORDED, Record, collector, record, write
+from tests.pure.test_facts import FIXTURES, MIB, RECORDED, collector, record, write
+from tests.support.recorded import Record
 from tests.support.views import EACH
 
 if TYPE_CHECKING:

@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sysfsd.facts.collector import FactsCollector
-from sysfsd.kernel.cgroups import CgroupTree, read_cgroup_paths
-from sysfsd.policy import DEFAULT, Policy
+from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree, read_cgroup_paths
 from sysfsd.views import VIEWS, Family
+from tests.support.recorded import Record
 from tests.support.views import EACH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from sysfsd.facts.collector import Facts
-    from sysfsd.kernel.cgroups import CgroupPaths
 
 FIXTURES = Path(__file__).parent.parent / "pure" / "fixtures"
 PAGE = Path(__file__).parent.parent.parent / "sysfsd" / "views" / "README.md"
 
+DISKS = ("/proc/diskstats", "/proc/partitions")
 NODE_MEMINFO = "/sys/devices/system/node/nodeN/meminfo"
 
 HEAD = """\
@@ -76,8 +76,15 @@ def rows(v1: Facts, v2: Facts) -> Iterator[Row]:
                 for name in names.keys() - {"MemTotal", "MemFree", "MemUsed"}:
                     del names[name]
                 names["all others"] = "as in /proc/meminfo, divided by `memory.numa_stat`"
+        if path in DISKS:
+            first, second = _one_device(first), _one_device(second)
         for name in [*first, *(name for name in second if name not in first)]:
             yield Row(path, (name,), first.get(name, "—"), second.get(name, "—"))
+
+
+def _one_device(sources: Mapping[str, str]) -> dict[str, str]:
+    """Which devices a container used is its own affair; who counts for it is of interest."""
+    return {"each device": "; or ".join(dict.fromkeys(sources.values()))}
 
 
 def _by_name(items: Sequence[tuple[str, str, str]]) -> dict[str, str]:
@@ -98,7 +105,7 @@ def gathered(found: Sequence[Row]) -> Iterator[Row]:
 
 def markdown() -> str:
     """Write the page."""
-    v1, v2 = (recorded(name) for name in ("cgroup-v1", "cgroup-v2-recorded"))
+    v1, v2 = (recorded(name) for name in ("cgroup-v1", "cgroup-v2-machine"))
     lines = [HEAD, "| file | what | cgroup v1 | cgroup v2 |", "|---|---|---|---|"]
     shown = list(gathered(list(rows(v1, v2))))
     single = {
@@ -148,22 +155,16 @@ def recorded(name: str) -> Facts:
         clock=lambda: 100_000_000_000,
         boot_time=lambda: 1_700_000_000.0,
     )
-    return collector.facts(_Recorded(1, pid, 90.5, paths))
-
-
-class _Recorded(NamedTuple):
-    serial: int
-    pid: int
-    started: float
-    cgroup: CgroupPaths
-    domain: int | None = None
-    policy: Policy = DEFAULT
+    return collector.facts(Record(1, pid, 90.5, paths))
 
 
 def _container(base: Path) -> tuple[int, CgroupPaths]:
     proc = base / "proc"
     (pid,) = [int(each.parent.name) for each in proc.glob("[0-9]*/cgroup")]
-    return pid, read_cgroup_paths(pid, str(proc))
+    paths = read_cgroup_paths(pid, str(proc))
+    # The recorded v2 container has moved its processes below its own cgroup.
+    own = tuple((name, path.removesuffix("/leaf")) for name, path in paths.entries)
+    return pid, CgroupPaths(own)
 
 
 if __name__ == "__main__":
