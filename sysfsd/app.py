@@ -36,7 +36,7 @@ from sysfsd.log import RateLimit
 from sysfsd.notify import notify
 from sysfsd.pinning.pinner import Pinner
 from sysfsd.scripts import START
-from sysfsd.views import VIEWS
+from sysfsd.views import LINKS, VIEWS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -73,7 +73,7 @@ async def serve(config: Config) -> None:
         background = await stack.enter_async_context(trio.open_nursery())
         stack.callback(background.cancel_scope.cancel)
 
-        tree = Tree(VIEWS, HostFiles().has)
+        tree = Tree(VIEWS, HostFiles().has, LINKS)
         collector = FactsCollector(tree=CgroupTree.of_host(), keeper=keeper)
         renderer = Renderer(limit)
         registry = Registry(background, policy=config.policy())
@@ -152,7 +152,7 @@ async def mount(directory: str, control: str, policy: Policy) -> None:
 
         collector = FactsCollector(tree=CgroupTree.of_host(), policy=policy)
         operations = CallersOperations(
-            tree=Tree(VIEWS, HostFiles().has),
+            tree=Tree(VIEWS, HostFiles().has, LINKS),
             identity=Identity(control, limit),
             collector=collector,
             renderer=Renderer(limit),

@@ -19,7 +19,7 @@ from sysfsd.filesystem import attributes
 from sysfsd.filesystem.attributes import HOST_ROOT
 from sysfsd.filesystem.operations import Operations
 from sysfsd.filesystem.snapshots import Opened, RecentSnapshots
-from sysfsd.filesystem.tree import MOUNT_SERIAL, inode_of, members_in, parts_of
+from sysfsd.filesystem.tree import MOUNT_SERIAL, anybody, inode_of, members_in, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -77,10 +77,16 @@ class CallersOperations(Operations):
             members = await self._members((node.listed,), ctx.pid)
             if not self._tree.exists(node, members):
                 raise NoSuchView(f"the caller has no {node.path}")
+        if node.link is not None:
+            return self._link(inode, node.link)
         if node.view is None:
             return self._directory(inode)
         data = await self._content(node.view, ctx.pid)
         return self._file(inode, len(data), node.view.mode, time.time_ns())
+
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        """Say where a link points to; it is the same for all who have it."""
+        return self.target_of(self._node(inode))
 
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         """Render the caller's view, for as long as the file is open."""
@@ -125,12 +131,13 @@ class CallersOperations(Operations):
             raise pyfuse3.FUSEError(errno.EBADF)
         for position, (name, number) in enumerate(children[start_id:], start_id + 1):
             inode = inode_of(MOUNT_SERIAL, number)
-            view = self._node(inode).view
-            entry = (
-                self._directory(inode)
-                if view is None
-                else self._file(inode, 0, view.mode, self._mounted_ns)
-            )
+            node = self._node(inode)
+            if node.link is not None:
+                entry = self._link(inode, node.link)
+            elif node.view is None:
+                entry = self._directory(inode)
+            else:
+                entry = self._file(inode, 0, node.view.mode, self._mounted_ns)
             if not pyfuse3.readdir_reply(token, name, entry, position):
                 break
 
@@ -138,7 +145,7 @@ class CallersOperations(Operations):
         """Look the caller's members up, in the very files that list them for it."""
         found = {}
         for path in lists:
-            view = self._tree.view(path, lambda _: ())
+            view = self._tree.view(path, anybody)
             found[path] = members_in(await self._content(view, tid))
         return found.__getitem__
 
@@ -182,6 +189,16 @@ class CallersOperations(Operations):
         if serial != MOUNT_SERIAL or node is None:
             raise NoSuchView("no such node")
         return node
+
+    def _link(self, inode: int, target: str) -> pyfuse3.EntryAttributes:
+        return attributes.link(
+            inode,
+            target=target,
+            owner=HOST_ROOT,
+            changed_ns=self._mounted_ns,
+            entry_timeout=0,
+            attr_timeout=0,
+        )
 
     def _directory(self, inode: int) -> pyfuse3.EntryAttributes:
         return attributes.directory(

@@ -23,12 +23,22 @@ from sysfsd.views import (
     uptime,
     vmstat,
 )
-from sysfsd.views.view import MEMBER, Family, Source, View, one_line
+from sysfsd.views.view import MEMBER, Family, Links, Source, View, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["DIRECTORIES", "VIEWS", "Family", "Source", "View", "attach_points", "known_by"]
+__all__ = [
+    "DIRECTORIES",
+    "LINKS",
+    "VIEWS",
+    "Family",
+    "Links",
+    "Source",
+    "View",
+    "attach_points",
+    "known_by",
+]
 
 VIEWS: tuple[View | Family, ...] = (
     View("proc/uptime", uptime.sources, uptime.text),
@@ -49,6 +59,9 @@ VIEWS: tuple[View | Family, ...] = (
     View("proc/slabinfo", slabinfo.sources, slabinfo.text, mode=0o400),
 )
 """The one table. Append only: the position of a view is part of the inode numbers of its files."""
+
+LINKS: tuple[Links, ...] = (*sysnode.LINKS,)
+"""The symbolic links between them. Append only, too."""
 
 DIRECTORIES = (
     "sys/devices/system/cpu",

@@ -142,6 +142,11 @@ def test_callers_list_their_own_cpus(daemon: Serving, readable: Path) -> None:
         assert seen_by(two, directory / "cpu1/topology/core_id") == "1\n"
         with pytest.raises(subprocess.CalledProcessError):
             seen_by(one, directory / "cpu1/topology/core_id")
+        node = readable / "sys/devices/system/node/node0"
+        if Path("/sys/devices/system/node/node0/cpu1").exists():
+            for box, there in ((two, {"cpu0", "cpu1"}), (one, {"cpu0"})):
+                assert set(seen_by(box, node, "ls").split()) & {"cpu0", "cpu1"} == there
+            assert seen_by(two, node / "cpu1/topology/core_id") == "1\n"
     until(lambda: not daemon.ids(), "the containers to be gone")
 
 
