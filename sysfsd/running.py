@@ -13,12 +13,13 @@ from sysfsd.attach import attach, detach
 from sysfsd.containers.record import check_id
 from sysfsd.control.client import Client
 from sysfsd.errors import InvalidRequest, NoSuchContainer, Refused
+from sysfsd.facts.placement import placement_of
 from sysfsd.kernel import namespaces
 from sysfsd.kernel.cgroups import read_cgroup_paths
 from sysfsd.kernel.procfs import init_of_pid_namespace, pid_namespace
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from sysfsd.kernel.cgroups import CgroupPaths
 
@@ -28,13 +29,18 @@ _AT_ONCE = 32
 _ENGINE_ID = re.compile(r"[0-9a-f]{64}")
 
 
-def give_views(client: Client, pid: int, container: str | None) -> tuple[str, list[str]]:
-    """Register the container of a process and attach its views; returns its id and the views."""
+def give_views(
+    client: Client, pid: int, container: str | None, settings: Mapping[str, str]
+) -> tuple[str, list[str]]:
+    """Register the container of a process and attach its views; returns its id and the views.
+
+    ``settings`` are those of its policy that the user named.
+    """
     init_pid, init = _open_init(pid)
     ids = _registered_ids(client)
     known = ids.get(init_pid)
     container = check_id(container or known or _id_of(init_pid, ids.values()))
-    registered = client.call("register", {"id": container}, [init])
+    registered = client.call("register", {"id": container, "policy": dict(settings)}, [init])
     try:
         covered = attach(
             daemon=client.daemon_pidfd(),
@@ -130,10 +136,18 @@ def _open_init(pid: int) -> tuple[int, int]:
     # A container that shares the host's pid namespace has no init of its own: the process will do.
     shared = pid_namespace(pid) == pid_namespace("self")
     init_pid = pid if shared else init_of_pid_namespace(pid) or pid
+    if init_pid != pid and _in_another_container(pid, init_pid):
+        init_pid = pid
     init = pidfd if init_pid == pid else os.pidfd_open(init_pid)
     if not namespaces.pidfd_alive(pidfd) or not namespaces.pidfd_alive(init):
         raise InvalidRequest(f"process {pid} is gone")
     return init_pid, init
+
+
+def _in_another_container(pid: int, init: int) -> bool:
+    """Whether the init of a process's pid namespace is not its container's: a pod may share one."""
+    place = placement_of(pid)
+    return place.bounded and place.cgroup != placement_of(init).cgroup
 
 
 def _mount_namespace(pid: int) -> tuple[int, int]:

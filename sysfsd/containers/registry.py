@@ -5,21 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import psutil
 import structlog
 import trio
 
+from sysfsd.containers.belonging import innermost
 from sysfsd.containers.record import ContainerRecord
 from sysfsd.errors import ContainerExists, InvalidRequest
 from sysfsd.facts.host import process_started
-from sysfsd.kernel import namespaces
-from sysfsd.kernel.cgroups import read_cgroup_paths
+from sysfsd.facts.placement import placement_of
+from sysfsd.kernel import namespaces, personality
+from sysfsd.policy import DEFAULT, Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sysfsd.kernel.namespaces import UsernsKey
 
@@ -47,14 +49,19 @@ class Registry:
     with every record that goes.
     """
 
-    def __init__(self, nursery: trio.Nursery, proc: str = "/proc") -> None:
+    def __init__(
+        self, nursery: trio.Nursery, proc: str = "/proc", *, policy: Policy = DEFAULT
+    ) -> None:
+        """Make an empty one; `policy` is what holds where nobody decides otherwise."""
         self._nursery = nursery
         self._proc = proc
+        self._policy = policy
         self._by_id: dict[str, _Entry] = {}
         self._by_serial: dict[int, _Entry] = {}
         self._by_userns: dict[UsernsKey, list[_Entry]] = {}
         self._last_serial = 0
         self._own_userns = _own_user_namespace(proc)
+        self._domains = personality.matters()
         self.changed_ns = time.time_ns()
         """When a record last came or went, in ns since the epoch; never the same twice."""
         self.on_gone: list[Callable[[ContainerRecord], None]] = []
@@ -77,22 +84,30 @@ class Registry:
         entry = self._by_serial.get(serial)
         return None if entry is None else entry.record
 
-    def register(self, container: str, pidfd: int) -> ContainerRecord:
+    def register(
+        self, container: str, pidfd: int, settings: Mapping[str, str] | None = None
+    ) -> ContainerRecord:
         """Make a record for the container whose init is behind ``pidfd`` (which stays yours).
 
-        Registering the same init again changes nothing. Raises ``ContainerExists`` while another
-        init of that id lives, ``InvalidRequest`` for a descriptor or a process that will not do.
+        ``settings`` are those of its policy that are not the default. Registering the same init
+        again changes nothing but the settings that are named. Raises ``ContainerExists`` while
+        another init of that id lives, ``InvalidRequest`` for a descriptor or a process that will
+        not do.
         """
         pid = _pid_of(pidfd, self._proc)
         known = self._by_id.get(container)
         if known is not None and namespaces.pidfd_alive(known.pidfd):
             if known.record.pid == pid:
+                if settings:
+                    policy = known.record.policy.with_settings(settings)
+                    known.record = replace(known.record, policy=policy)
                 return known.record
             raise ContainerExists(
                 f"a container {container} is registered and runs (pid {known.record.pid}); "
                 "stop it first, or choose another id"
             )
-        entry = self._read_entry(container, pid, pidfd)
+        policy = self._policy.with_settings(settings or {})
+        entry = self._read_entry(container, pid, pidfd, policy)
         if known is not None:
             self._remove(known, "container gone")
         self._add(entry)
@@ -105,33 +120,29 @@ class Registry:
             self._remove(entry, "container released")
 
     def resolve(self, pidfd: int) -> ContainerRecord | None:
-        """The container that a process belongs to: the nearest registered user namespace above it.
+        """The registered container that a process belongs to; None if it belongs to none.
 
-        None for a process that belongs to none. Raises ``InvalidRequest`` for a dead process.
+        Raises ``InvalidRequest`` for a dead process.
         """
         pid = _pid_of(pidfd, self._proc)
         try:
             fd = namespaces.open_namespace(pid, "user", self._proc)
+            try:
+                lineage = namespaces.user_namespace_lineage(fd)
+            finally:
+                os.close(fd)
+            place = placement_of(pid, self._proc)
         except OSError as error:
-            raise InvalidRequest(f"the caller's user namespace: {error.strerror}") from None
-        try:
-            if not namespaces.pidfd_alive(pidfd):
-                raise InvalidRequest("the caller is gone")
-            lineage = namespaces.user_namespace_lineage(fd)
-        finally:
-            os.close(fd)
-        return self.nearest(lineage)
+            raise InvalidRequest(f"the caller's namespaces: {error.strerror}") from None
+        if not namespaces.pidfd_alive(pidfd):
+            raise InvalidRequest("the caller is gone")
+        return innermost(
+            [[entry.record for entry in self._by_userns.get(key, ())] for key in lineage],
+            self.records(),
+            place,
+        )
 
-    def nearest(self, lineage: Sequence[UsernsKey]) -> ContainerRecord | None:
-        """The first of these user namespaces, nearest first, that a container is registered for."""
-        for key in lineage:
-            entries = self._by_userns.get(key)
-            if entries:
-                # Containers of one pod may share a user namespace. The newest is as good as any.
-                return entries[-1].record
-        return None
-
-    def _read_entry(self, container: str, pid: int, pidfd: int) -> _Entry:
+    def _read_entry(self, container: str, pid: int, pidfd: int, policy: Policy) -> _Entry:
         with contextlib.ExitStack() as stack:
             try:
                 userns_fd = namespaces.open_namespace(pid, "user", self._proc)
@@ -141,7 +152,8 @@ class Registry:
                     key, uid_base, gid_base = None, 0, 0
                 else:
                     uid_base, gid_base = namespaces.container_root(pid, self._proc)
-                cgroup = read_cgroup_paths(pid, self._proc).without_init_scope()
+                cgroup = placement_of(pid, self._proc, container).cgroup
+                domain = personality.domain_of(pid, self._proc) if self._domains else None
                 started = process_started(pid)
                 kept_pidfd = os.dup(pidfd)
                 stack.callback(os.close, kept_pidfd)
@@ -162,6 +174,8 @@ class Registry:
             cgroup=cgroup,
             serial=self._last_serial,
             registered_ns=time.time_ns(),
+            domain=domain,
+            policy=policy,
         )
         return _Entry(record, kept_pidfd, userns_fd)
 

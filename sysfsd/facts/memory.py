@@ -52,6 +52,12 @@ class MemoryFacts:
     whole_machine: bool = False
     """It sits in the root cgroup, or nobody accounts memory: its memory is the host's."""
 
+    def events(self, name: str) -> Sourced[int] | None:
+        """Return how often something happened (``pgfault``), or None if nobody counts that."""
+        key = f"total_{name}" if self.version == 1 else name
+        count = self.stat.get(key)
+        return None if count is None else Sourced(count, f"{key} of {self.stat_source}")
+
     def key(self, name: str) -> str | None:
         """Return what this version calls a key of memory.stat; None if it does not count it."""
         return V1_STAT_NAMES.get(name) if self.version == 1 else name
@@ -68,12 +74,32 @@ class MemoryFacts:
         return Sourced(min(value, self.used.value), f"{key} of {self.stat_source}")
 
 
-def read_memory(cgroup: Cgroup | None, host: HostFacts) -> MemoryFacts:
-    """Read the facts of one memory cgroup; raises OSError if it is gone."""
+def read_memory(cgroup: Cgroup | None, host: HostFacts, *, high: bool = True) -> MemoryFacts:
+    """Read the facts of one memory cgroup; raises OSError if it is gone.
+
+    `high` says whether v2's memory.high is a limit: the kernel lets nobody stay above it for long,
+    but kills nobody for it.
+    """
     if cgroup is None or cgroup.is_root:
         return _whole_machine(cgroup, host)
     with cgroup.levels() as levels:
-        return (_read_v1 if cgroup.version == 1 else _read_v2)(cgroup, levels, host)
+        if cgroup.version == 1:
+            return _read_v1(cgroup, levels, host)
+        return _read_v2(cgroup, levels, host, high=high)
+
+
+def read_oom_kills(cgroup: Cgroup | None) -> Sourced[int]:
+    """Read how many processes of a memory cgroup the OOM killer killed; raises OSError if gone.
+
+    v2 counts those of the cgroups below as well, v1 (since Linux 4.13) its own alone.
+    """
+    if cgroup is None or cgroup.is_root:
+        return Sourced(0, "0: nobody counts it for the root cgroup")
+    name = "memory.oom_control" if cgroup.version == 1 else "memory.events"
+    kills = parse_flat_keyed(cgroup.read(name)).get("oom_kill")
+    if kills is None:
+        return Sourced(0, f"0: {cgroup.source(name)} does not count oom_kill")
+    return Sourced(kills, f"oom_kill of {cgroup.source(name)}")
 
 
 def _whole_machine(cgroup: Cgroup | None, host: HostFacts) -> MemoryFacts:
@@ -125,9 +151,15 @@ def _read_v1(cgroup: Cgroup, levels: Sequence[Level], host: HostFacts) -> Memory
     )
 
 
-def _read_v2(cgroup: Cgroup, levels: Sequence[Level], host: HostFacts) -> MemoryFacts:
+def _read_v2(
+    cgroup: Cgroup, levels: Sequence[Level], host: HostFacts, *, high: bool
+) -> MemoryFacts:
     own = levels[0]
-    total = _total(cgroup, smallest_limit(levels, "memory.max"), host)
+    limit = smallest_limit(levels, "memory.max")
+    throttle = smallest_limit(levels, "memory.high") if high else None
+    if throttle is not None and (limit is None or throttle.value < limit.value):
+        limit = throttle
+    total = _total(cgroup, limit, host)
     if own.read("memory.swap.max") is None:
         swap_total = Sourced(0, "0: this kernel does not account swap to cgroups")
         swap_used = swap_total

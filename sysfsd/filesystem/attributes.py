@@ -51,6 +51,22 @@ def file(
     return entry
 
 
+def link(
+    inode: int,
+    *,
+    target: str,
+    owner: Owner,
+    changed_ns: int,
+    entry_timeout: float,
+    attr_timeout: float,
+) -> pyfuse3.EntryAttributes:
+    """Attributes of a symbolic link."""
+    entry = _entry(inode, stat.S_IFLNK | 0o777, owner, changed_ns)
+    entry.st_size = len(target)
+    entry.entry_timeout, entry.attr_timeout = entry_timeout, attr_timeout
+    return entry
+
+
 def _entry(inode: int, mode: int, owner: Owner, changed_ns: int) -> pyfuse3.EntryAttributes:
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = inode

@@ -18,6 +18,7 @@ from sysfsd.errors import NoSuchContainer, NoSuchView
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from sysfsd.filesystem.tree import Node
     from sysfsd.log import RateLimit
 
 _log = structlog.get_logger(__name__)
@@ -101,6 +102,13 @@ class Operations(pyfuse3.Operations):
         answer.f_bsize = answer.f_frsize = 4096
         answer.f_namemax = 255
         return answer
+
+    @staticmethod
+    def target_of(node: Node) -> bytes:
+        """What readlink(2) answers."""
+        if node.link is None:
+            raise pyfuse3.FUSEError(errno.EINVAL)
+        return node.link.encode()
 
     async def setattr(self, *arguments: Any) -> Any:
         """Neither truncate (the shell's ``>``) nor change owner, mode or times."""

@@ -85,6 +85,10 @@ class PinnedOperations(Operations):
         """Answer attributes; for a file this is where it is refreshed."""
         return self._attributes(inode)
 
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        """Say where a link points to."""
+        return self.target_of(self._resolve(inode)[1])
+
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         """Ask the kernel never to ask again (FUSE_NO_OPEN_SUPPORT)."""
         raise pyfuse3.FUSEError(errno.ENOSYS)
@@ -141,6 +145,15 @@ class PinnedOperations(Operations):
         if not self._tree.exists(node, self._members_of(record)):
             raise NoSuchView(f"no {node.path} any more")
         owner = Owner(record.uid_base, record.gid_base)
+        if node.link is not None:
+            return attributes.link(
+                inode,
+                target=node.link,
+                owner=owner,
+                changed_ns=record.registered_ns,
+                entry_timeout=MEMBER_SECONDS,
+                attr_timeout=STATIC_TIMEOUT,
+            )
         if node.view is None and not node.lists:
             return attributes.directory(
                 inode,
@@ -167,7 +180,7 @@ class PinnedOperations(Operations):
                 mode=0o555,
                 owner=owner,
                 changed_ns=snapshot.changed_ns,
-                entry_timeout=STATIC_TIMEOUT,
+                entry_timeout=MEMBER_SECONDS if node.listed else STATIC_TIMEOUT,
                 attr_timeout=lifetime,
             )
         return attributes.file(

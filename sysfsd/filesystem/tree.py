@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sysfsd.facts.collector import Facts
-    from sysfsd.views import View
+    from sysfsd.views import Links, View
 
     Members: TypeAlias = Callable[[str], Sequence[int]]
 
@@ -37,6 +37,9 @@ CONTAINERS_INODE = 2
 
 ROOT_NODE = 1
 """The top of a container's subtree. In ``sysfsd mount`` it is the mount's root as well."""
+
+_LINK_SLOTS = 768
+"""Links have slots from here on."""
 
 _FILE_SLOTS = 1 << 10
 """Views have slots from here on, in the order of their table, directories below."""
@@ -61,6 +64,8 @@ class Node(NamedTuple):
     """It is a member's or below one: the path of the view that lists who is a member now."""
     lists: tuple[str, ...] = ()
     """It is a directory that holds members: the paths of the views that list those."""
+    link: str | None = None
+    """It is a symbolic link: what it points to."""
 
 
 @dataclass(slots=True)
@@ -73,6 +78,8 @@ class _Slot:
     children: dict[str, _Slot] = field(default_factory=dict)
     listed: str | None = None
     """Where those are listed that may stand for `MEMBER` in the path."""
+    links: list[tuple[int, Links]] = field(default_factory=list)
+    """Those in this directory, each with a slot of its own."""
 
 
 def inode_of(serial: int, node: int) -> int:
@@ -103,6 +110,7 @@ class Tree:
         self,
         views: Sequence[View | Family],
         known: Callable[[View | Family], bool] = lambda _view: True,
+        links: Sequence[Links] = (),
     ) -> None:
         self._root = _Slot(ROOT_NODE, "")
         self._slots: dict[int, _Slot] = {ROOT_NODE: self._root}
@@ -124,12 +132,21 @@ class Tree:
             file = _Slot(_FILE_SLOTS + position, view.path, view)
             file.listed = view.members if isinstance(view, Family) else None
             self._slots[file.slot] = parent.children[leaf] = file
+        self._links = {_LINK_SLOTS + position: link for position, link in enumerate(links)}
+        for number, link in self._links.items():
+            if link.directory in directories:
+                directories[link.directory].links.append((number, link))
         self.views = tuple(slot.entry for slot in self._slots.values() if slot.entry is not None)
         """The views that there are."""
 
     def node(self, number: int) -> Node | None:
         """The node of that number, whether or not the container at hand has it."""
         slot, member = self._slots.get(number & _SLOT_MASK), (number >> _SLOT_BITS) - 1
+        link = self._links.get(number & _SLOT_MASK)
+        if link is not None and member >= 0:
+            # Which directory it was found in makes no difference to it.
+            path = f"{link.directory}/{link.prefix}{member}"
+            return Node(number, path, None, link=link.target.replace(MEMBER, str(member)))
         if slot is None or (member >= 0) != (slot.listed is not None):
             return None
         entry = slot.entry
@@ -138,10 +155,13 @@ class Tree:
             slot.path.replace(MEMBER, str(member)),
             entry.view(member) if isinstance(entry, Family) else entry,
             slot.listed,
-            tuple(
-                child.listed
-                for name, child in slot.children.items()
-                if MEMBER in name and child.listed is not None
+            (
+                *(
+                    child.listed
+                    for name, child in slot.children.items()
+                    if MEMBER in name and child.listed is not None
+                ),
+                *(link.listed.replace(MEMBER, str(member)) for _, link in slot.links),
             ),
         )
 
@@ -159,7 +179,11 @@ class Tree:
             if MEMBER in pattern and slot.listed is not None:
                 number = _number_in(text, pattern)
                 if number is not None and number in members(slot.listed):
-                    return _member_node(number, slot)
+                    return _member_node(number, slot.slot)
+        for slot_number, link in self._slots[parent.number & _SLOT_MASK].links:
+            number = _number_in(text, f"{link.prefix}{MEMBER}")
+            if number is not None and number in members(_listed_of(link, parent)):
+                return _member_node(number, slot_number)
         raise NoSuchView(f"no {text!r} in {parent.path!r}")
 
     def children(self, parent: Node, members: Members) -> list[tuple[bytes, int]]:
@@ -169,11 +193,16 @@ class Tree:
         for name, slot in self._slots[parent.number & _SLOT_MASK].children.items():
             if MEMBER in name and slot.listed is not None:
                 found += [
-                    (name.replace(MEMBER, str(number)).encode(), _member_node(number, slot))
+                    (name.replace(MEMBER, str(number)).encode(), _member_node(number, slot.slot))
                     for number in members(slot.listed)
                 ]
             else:
                 found.append((name.encode(), member | slot.slot))
+        for slot_number, link in self._slots[parent.number & _SLOT_MASK].links:
+            found += [
+                (f"{link.prefix}{number}".encode(), _member_node(number, slot_number))
+                for number in members(_listed_of(link, parent))
+            ]
         return found
 
     def view(self, path: str, members: Members) -> View:
@@ -197,15 +226,20 @@ class Tree:
 
         What that returns raises OSError if the container is gone.
         """
-        return lambda listed: members_in(self.view(listed, _no_members).render(facts()))
+        return lambda listed: members_in(self.view(listed, anybody).render(facts()))
 
 
-def _member_node(member: int, slot: _Slot) -> int:
-    return (min(member, _MAX_MEMBER) + 1) << _SLOT_BITS | slot.slot
+def anybody(_listed: str) -> Sequence[int]:
+    """Let every number be a member's: to find a view, whether or not a container has it."""
+    return range(_MAX_MEMBER)
 
 
-def _no_members(_listed: str) -> Sequence[int]:
-    return ()
+def _listed_of(link: Links, directory: Node) -> str:
+    return link.listed.replace(MEMBER, str((directory.number >> _SLOT_BITS) - 1))
+
+
+def _member_node(member: int, slot: int) -> int:
+    return (min(member, _MAX_MEMBER) + 1) << _SLOT_BITS | slot
 
 
 def _number_in(name: str, pattern: str) -> int | None:

@@ -10,21 +10,35 @@ from typing import TYPE_CHECKING
 
 from sysfsd.views import (
     cpuinfo,
+    diskstats,
     loadavg,
     meminfo,
+    partitions,
+    slabinfo,
     stat,
     swaps,
     syscpu,
     sysmemory,
     sysnode,
     uptime,
+    vmstat,
 )
-from sysfsd.views.view import MEMBER, Family, Source, View, one_line
+from sysfsd.views.view import MEMBER, Family, Links, Source, View, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["DIRECTORIES", "VIEWS", "Family", "Source", "View", "attach_points", "known_by"]
+__all__ = [
+    "DIRECTORIES",
+    "LINKS",
+    "VIEWS",
+    "Family",
+    "Links",
+    "Source",
+    "View",
+    "attach_points",
+    "known_by",
+]
 
 VIEWS: tuple[View | Family, ...] = (
     View("proc/uptime", uptime.sources, uptime.text),
@@ -39,8 +53,15 @@ VIEWS: tuple[View | Family, ...] = (
     *syscpu.FILES,
     *sysnode.FILES,
     *sysmemory.FILES,
+    View("proc/diskstats", diskstats.sources, diskstats.text),
+    View("proc/partitions", partitions.sources, partitions.text),
+    View("proc/vmstat", vmstat.sources, vmstat.text),
+    View("proc/slabinfo", slabinfo.sources, slabinfo.text, mode=0o400),
 )
 """The one table. Append only: the position of a view is part of the inode numbers of its files."""
+
+LINKS: tuple[Links, ...] = (*sysnode.LINKS,)
+"""The symbolic links between them. Append only, too."""
 
 DIRECTORIES = (
     "sys/devices/system/cpu",

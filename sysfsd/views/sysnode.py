@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sysfsd.facts.nodes import divide, free_of
 from sysfsd.kernel.procfs import format_cpu_list, format_cpu_mask
 from sysfsd.views import meminfo
-from sysfsd.views.view import Family, Source, View, one_line
+from sysfsd.views.view import Family, Links, Source, View, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -153,6 +153,11 @@ def _line(item: Source) -> str:
 
 
 _MEMORY_LISTS = ("online", "possible", "has_memory", "has_normal_memory")
+
+LINKS: Sequence[Links] = (
+    # Kubelets count a node's cores there.
+    Links(f"{_BASE}/node{{}}", "cpu", f"{_BASE}/node{{}}/cpulist", "../../cpu/cpu{}"),
+)
 
 FILES: Sequence[View | Family] = (
     *(View(f"{_BASE}/{name}", _numbers, one_line) for name in _MEMORY_LISTS),

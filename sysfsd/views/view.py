@@ -71,6 +71,23 @@ class Family:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Links:
+    """Symbolic links in a directory, one for each number that a view lists: ``node0/cpu3``.
+
+    In the directories of a family, each has its own view that lists them.
+    """
+
+    directory: str
+    """A directory of views, or (with `MEMBER` in it) each of a family's."""
+    prefix: str
+    """What their names begin with; the number follows."""
+    listed: str
+    """The path of the view with the numbers, with `MEMBER` where the directory has it."""
+    target: str
+    """What they point to, with `MEMBER` for the number."""
+
+
 def _of_member(
     sources: Callable[[Facts, int], Sequence[Source]], member: int, facts: Facts
 ) -> Sequence[Source]:

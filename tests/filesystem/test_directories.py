@@ -84,6 +84,11 @@ def test_a_running_container_has_just_its_cpus(daemon: Serving, box: Container) 
         text = box.run("cat", f"/sys/devices/system/node/node{node}/meminfo")
         assert f"MemTotal:       {96 << 10:>8} kB" in text
         assert box.run("cat", f"/sys/devices/system/node/node{node}/cpulist") == "0\n"
+        base = f"/sys/devices/system/node/node{node}"
+        links = [name for name in box.run("ls", base).split() if re.fullmatch(r"cpu\d+", name)]
+        assert links == ["cpu0"]
+        assert box.run("readlink", f"{base}/cpu0") == "../../cpu/cpu0\n"
+        assert box.run("cat", f"{base}/cpu0/topology/core_id") == "0\n"
     lscpu = box.run("lscpu")
     assert re.search(r"^CPU\(s\): +1$", lscpu, re.MULTILINE)
     assert re.search(r"^Socket\(s\): +1$", lscpu, re.MULTILINE)
@@ -116,6 +121,6 @@ def test_everything_below_can_be_read(web: Path) -> None:
     for path, _, files in os.walk(web):
         for file in files:
             data = Path(path, file).read_bytes()
-            assert data.endswith(b"\n")
+            assert data.endswith(b"\n") or file == "diskstats"
             read += 1
     assert read > 50

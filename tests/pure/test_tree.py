@@ -17,7 +17,7 @@ from sysfsd.filesystem.snapshots import (
     RecentSnapshots,
 )
 from sysfsd.filesystem.tree import ROOT_NODE, Node, Tree, inode_of, parts_of
-from sysfsd.views import VIEWS, Family, View, attach_points, known_by
+from sysfsd.views import VIEWS, Family, Links, View, attach_points, known_by
 
 if TYPE_CHECKING:
     from sysfsd.filesystem.tree import Members
@@ -136,6 +136,27 @@ def test_a_directory_says_whose_members_it_has() -> None:
     assert member is not None
     assert (member.path, member.listed, member.lists) == ("set/cpu7", "online", ())
     assert tree.node(member.number & 0xFFF) is None  # nobody's directory
+
+
+def test_links_are_those_that_each_members_own_list_names() -> None:
+    links = [Links("set/cpu{}", "peer", "set/cpu{}/a", "../cpu{}")]
+    tree = Tree(FAMILIES, links=links)
+    listed = {"online": (0, 4), "set/cpu0/a": (4,), "set/cpu4/a": ()}
+    members = listed.__getitem__
+    zero, four = (
+        tree.node(tree.child(directory(tree, "set"), name, members)) for name in (b"cpu0", b"cpu4")
+    )
+    assert zero is not None
+    assert four is not None
+    assert zero.lists == ("set/cpu0/a",)
+    assert [name for name, _ in tree.children(zero, members)] == [b"a", b"deep", b"peer4"]
+    assert [name for name, _ in tree.children(four, members)] == [b"a", b"deep"]
+    link = tree.node(tree.child(zero, b"peer4", members))
+    assert link is not None
+    assert (link.link, link.view, link.listed) == ("../cpu4", None, None)
+    for parent, name in ((zero, b"peer0"), (four, b"peer4"), (zero, b"peer04")):
+        with pytest.raises(NoSuchView):
+            tree.child(parent, name, members)
 
 
 def test_what_the_host_does_not_have_is_not_there() -> None:
