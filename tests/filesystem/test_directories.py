@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sysfsd.kernel.cgroups import CgroupTree, read_cgroup_paths
+from sysfsd.kernel.procfs import parse_cpu_list
 from tests.support.containers import container
 from tests.support.daemon import sysfsd
 from tests.support.wait import until
@@ -80,10 +81,13 @@ def test_a_running_container_has_just_its_cpus(daemon: Serving, box: Container) 
     assert "cpuidle" not in names
     assert box.run("cat", f"/{CPU}/cpu0/topology/core_siblings_list") == "0\n"
     if Path("/sys/devices/system/node").exists():
-        node = box.run("cat", "/sys/devices/system/node/online").strip()
-        text = box.run("cat", f"/sys/devices/system/node/node{node}/meminfo")
-        assert f"MemTotal:       {96 << 10:>8} kB" in text
-        assert box.run("cat", f"/sys/devices/system/node/node{node}/cpulist") == "0\n"
+        nodes = parse_cpu_list(box.run("cat", "/sys/devices/system/node/online"))
+        directories = [f"/sys/devices/system/node/node{node}" for node in nodes]
+        texts = [box.run("cat", f"{directory}/meminfo") for directory in directories]
+        totals = [re.search(r"MemTotal: +(\d+) kB", text) for text in texts]
+        assert sum(int(total[1]) for total in totals if total) == 96 << 10
+        lists = [box.run("cat", f"{directory}/cpulist") for directory in directories]
+        assert sorted(lists) == ["\n"] * (len(nodes) - 1) + ["0\n"]
         base = f"/sys/devices/system/node/node{node}"
         links = [name for name in box.run("ls", base).split() if re.fullmatch(r"cpu\d+", name)]
         assert links == ["cpu0"]
