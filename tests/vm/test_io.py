@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from tests.support.wait import until
+from tests.vm.conftest import SCRATCH
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from tests.vm.conftest import Start
 
 WRITTEN = 24 << 20
+
+CHECKOUT = SCRATCH.with_name("virtio-checkout")
 
 
 def written(box: Box, device: int) -> int:
@@ -26,12 +29,25 @@ def written(box: Box, device: int) -> int:
     return 0
 
 
+def shown(box: Box, device: int) -> int:
+    """The same by the container's /proc/diskstats; the tenth column counts sectors."""
+    for line in box.read("proc/diskstats").splitlines():
+        major, minor, _, *numbers = line.split()
+        if (int(major), int(minor)) == (os.major(device), os.minor(device)):
+            return int(numbers[6]) * 512
+    return 0
+
+
 def test_writes_are_charged_to_the_container(start: Start, disk: Path) -> None:
     box = start("--volume", f"{disk}:/data")
     box.docker.shell(box.name, f"yes data | head -c {WRITTEN} >/data/file && sync /data/file")
     device = disk.stat().st_dev
     until(lambda: written(box, device) >= WRITTEN, "the write in io.stat")
     assert written(box, device) < 2 * WRITTEN
+    until(lambda: shown(box, device) == written(box, device), "the same in its diskstats")
+    names = {line.split()[2] for line in box.read("proc/diskstats").splitlines()}
+    assert SCRATCH.resolve().name in names
+    assert CHECKOUT.resolve().name not in names  # nothing of it was read in there
     # Dirty pages were written: none of them is left over in its memory.
     memory = box.meminfo()
     assert memory["Dirty"] + memory["Writeback"] < WRITTEN // 1024
