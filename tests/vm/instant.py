@@ -1,10 +1,12 @@
-"""A pytest plugin: failures are printed at once, for a machine that may be switched off meanwhile."""
+"""A pytest plugin: prints failures at once, for a machine that may be switched off meanwhile."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import pytest
+if TYPE_CHECKING:
+    import pytest
 
 
 @dataclass(frozen=True)
