@@ -28,11 +28,19 @@ def sandbox(docker: Docker, start: Start) -> Iterator[Box]:
     limits = ("--memory=1g", "--memory-swap=1g", "--cpus=1", "--cpuset-cpus=1")
     box = start(*limits, image="sysfsd-dind:bookworm", command=())
     inner = docker.inside(box.name)
-    inner.wait_for_engine()
+    until(lambda: _answers(inner, box), "an answer of the inner engine", 60)
     saved = docker.attempt("save", "busybox:latest")
     assert saved.returncode == 0, saved.stderr
     inner("load", stdin=saved.stdout)
     yield box
+
+
+def _answers(inner: Docker, box: Box) -> bool:
+    if inner.attempt("version").returncode == 0:
+        return True
+    running = box.docker("inspect", "--format={{.State.Running}}", box.name)
+    assert running == "true", box.docker.attempt("logs", box.name)
+    return False
 
 
 def test_an_engine_inside(docker: Docker, sandbox: Box) -> None:
