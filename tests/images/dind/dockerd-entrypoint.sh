@@ -53,10 +53,20 @@ make_certificates() {
 divide_cgroup() {
 	[ -e /sys/fs/cgroup/cgroup.controllers ] || return 0
 	mkdir -p /sys/fs/cgroup/init
+	controllers=$(sed 's/ / +/g; s/^/+/' /sys/fs/cgroup/cgroup.controllers)
+	tries=0
+	# Whoever runs `docker exec` just now puts a process here, and is in the way: then again.
+	until move_into_leaf && echo "$controllers" >/sys/fs/cgroup/cgroup.subtree_control; do
+		tries=$((tries + 1))
+		[ "$tries" -lt 50 ] || return 1
+		sleep 0.1
+	done
+}
+
+move_into_leaf() {
 	while read -r pid; do
 		echo "$pid" >/sys/fs/cgroup/init/cgroup.procs 2>/dev/null || true # it ended meanwhile
 	done </sys/fs/cgroup/cgroup.procs
-	sed 's/ / +/g; s/^/+/' /sys/fs/cgroup/cgroup.controllers >/sys/fs/cgroup/cgroup.subtree_control
 }
 
 if [ $# -eq 0 ] || [ "${1#-}" != "$1" ]; then
