@@ -37,6 +37,8 @@ def views(daemon: Serving, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     directory.mkdir()
     with started(["mount", str(directory), "--control", daemon.control], log):
         until(directory.is_mount, "the mount")
+        if os.path.exists("/proc/pressure"):
+            until((directory / "proc/pressure").is_mount, "the mount within")
         assert (directory / "proc/uptime").read_text()
         yield directory
     assert not directory.is_mount()
