@@ -24,6 +24,7 @@ from sysfsd.containers.reservations import Reservations
 from sysfsd.control.methods import Methods
 from sysfsd.control.server import ControlServer, listening
 from sysfsd.facts.collector import FactsCollector
+from sysfsd.facts.keeper import Keeper
 from sysfsd.facts.load import INTERVAL_SECONDS
 from sysfsd.filesystem.callers import CallersOperations
 from sysfsd.filesystem.identity import Identity
@@ -33,6 +34,7 @@ from sysfsd.filesystem.tree import Tree
 from sysfsd.kernel.cgroups import CgroupTree
 from sysfsd.log import RateLimit
 from sysfsd.notify import notify
+from sysfsd.pinning.pinner import Pinner
 from sysfsd.scripts import START
 from sysfsd.views import VIEWS
 
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from sysfsd.config import Config
     from sysfsd.facts.load import LoadSampler
     from sysfsd.filesystem.operations import Operations
+    from sysfsd.policy import Policy
 
 _UNCOVER_SECONDS = 20.0
 
@@ -63,14 +66,17 @@ async def serve(config: Config) -> None:
         # Whoever connects before we are ready waits.
         listener = stack.enter_context(listening(config.control))
 
+        keeper = Keeper(os.path.join(config.state_dir, "clocks"), limit)
+        stack.callback(keeper.close_all)
+
         # Whatever runs in the background, below everything that it uses.
         background = await stack.enter_async_context(trio.open_nursery())
         stack.callback(background.cancel_scope.cancel)
 
         tree = Tree(VIEWS, HostFiles().has)
-        collector = FactsCollector(tree=CgroupTree.of_host())
+        collector = FactsCollector(tree=CgroupTree.of_host(), keeper=keeper)
         renderer = Renderer(limit)
-        registry = Registry(background)
+        registry = Registry(background, policy=config.policy())
         reservations = Reservations(background, user=config.subid_user)
         operations = PinnedOperations(
             tree=tree, registry=registry, collector=collector, renderer=renderer, limit=limit
@@ -78,7 +84,13 @@ async def serve(config: Config) -> None:
         coherence = Coherence(limit)
         await background.start(coherence.run)
         reservations.on_free.append(coherence.forget)
-        registry.on_gone += [collector.forget, operations.forget_container]
+        pinner = Pinner(
+            tree=CgroupTree.of_host(),
+            records=registry.records,
+            path=os.path.join(config.state_dir, "pins.json"),
+        )
+        registry.on_gone += [collector.forget, operations.forget_container, pinner.wake]
+        background.start_soon(pinner.run)
 
         relay = await stack.enter_async_context(
             _channel(config.mountpoint, operations, node_in_handle=True)
@@ -94,6 +106,7 @@ async def serve(config: Config) -> None:
             "channel": relay.stats,
             "control": lambda: server.stats(),  # noqa: PLW0108 - it is made below
             "coherence": coherence.stats,
+            "pinning": pinner.stats,
             "load_sampler": lambda: asdict(collector.load_sampler.last_report),
             "tasks": lambda: trio.lowlevel.current_statistics().tasks_living,
         }
@@ -102,6 +115,7 @@ async def serve(config: Config) -> None:
             reservations=reservations,
             coherence=coherence,
             collector=collector,
+            pinner=pinner,
             tree=tree,
             mountpoint=config.mountpoint,
             state_dir=config.state_dir,
@@ -123,10 +137,11 @@ async def serve(config: Config) -> None:
         await _until(signals, relay)
         if len(registry):
             await _uncover_containers(config.control)
+        await pinner.release_all()
     _log.info("stopped")
 
 
-async def mount(directory: str, control: str) -> None:
+async def mount(directory: str, control: str, policy: Policy) -> None:
     """Show callers their own views at a directory until a signal, or until it is unmounted."""
     limit = RateLimit()
     async with AsyncExitStack() as stack:
@@ -135,7 +150,7 @@ async def mount(directory: str, control: str) -> None:
         background = await stack.enter_async_context(trio.open_nursery())
         stack.callback(background.cancel_scope.cancel)
 
-        collector = FactsCollector(tree=CgroupTree.of_host())
+        collector = FactsCollector(tree=CgroupTree.of_host(), policy=policy)
         operations = CallersOperations(
             tree=Tree(VIEWS, HostFiles().has),
             identity=Identity(control, limit),

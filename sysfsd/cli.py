@@ -18,6 +18,7 @@ from sysfsd.config import load
 from sysfsd.control.client import Client
 from sysfsd.control.protocol import SOCKET_VARIABLE
 from sysfsd.errors import NoSuchContainer, SysfsdError, UsageError
+from sysfsd.policy import SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -26,6 +27,11 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _CELL = 48
 """Columns of a terminal that a value in a table may take."""
+
+_SETTINGS_HELP = {
+    "cpu-policy": "how many CPUs it sees (with pin: and runs on)",
+    "memory-high": "whether memory.high of cgroup v2 is a limit that it sees",
+}
 
 _OF_A_PROCESS = re.compile(r"/proc/(\d+)(?:/|$)")
 
@@ -113,6 +119,8 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--explain", action="store_true", help="say where each number comes from")
     attach = command("attach", _attach, "give a running container its views")
     attach.add_argument("--id", metavar="ID", help="register it under this id")
+    for setting, values in SETTINGS.items():
+        attach.add_argument(f"--{setting}", choices=values, help=_SETTINGS_HELP[setting])
     detach = command("detach", _detach, "take a running container's views back")
     which = detach.add_mutually_exclusive_group(required=True)
     which.add_argument("--all", action="store_true", help="of every registered container")
@@ -141,7 +149,8 @@ def _serve(options: argparse.Namespace) -> int:
 def _mount(options: argparse.Namespace) -> int:
     from sysfsd import app  # noqa: PLC0415
 
-    return _run(options.log_level, app.mount, os.path.abspath(options.directory), _control(options))
+    directory, policy = os.path.abspath(options.directory), load().policy()
+    return _run(options.log_level, app.mount, directory, _control(options), policy)
 
 
 def _run(level: str, function: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> int:
@@ -205,8 +214,10 @@ def _show(options: argparse.Namespace) -> int:
 def _attach(options: argparse.Namespace) -> int:
     from sysfsd import running  # noqa: PLC0415
 
+    given = {name: getattr(options, name.replace("-", "_")) for name in SETTINGS}
+    settings = {name: value for name, value in given.items() if value is not None}
     with Client(_control(options)) as client:
-        container, views = running.give_views(client, options.pid, options.id)
+        container, views = running.give_views(client, options.pid, options.id, settings)
     print(f"{container}: {len(views)} views attached")
     return 0
 

@@ -10,6 +10,7 @@ import os
 
 from sysfsd.control.protocol import DEFAULT_SOCKET
 from sysfsd.errors import UsageError
+from sysfsd.policy import DEFAULT, SETTINGS, Policy, problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ class Config:
 
     __slots__ = (
         "control",
+        "cpu_policy",
+        "memory_high",
         "mountpoint",
         "on_failure",
         "runtime",
@@ -45,6 +48,12 @@ class Config:
         self.on_failure = "refuse"
         """What the hook does when it cannot give a container its views: ``refuse`` the container,
         or ``continue`` with the kernel's own files."""
+        self.cpu_policy = DEFAULT.cpu
+        self.memory_high = DEFAULT.memory_high
+
+    def policy(self) -> Policy:
+        """What holds for a container that nobody decides otherwise about."""
+        return Policy(self.cpu_policy, self.memory_high)
 
 
 _KEYS = {
@@ -54,6 +63,8 @@ _KEYS = {
     "subid-user": "subid_user",
     "runtime": "runtime",
     "on-failure": "on_failure",
+    "cpu-policy": "cpu_policy",
+    "memory-high": "memory_high",
 }
 
 
@@ -97,6 +108,10 @@ def from_document(document: Mapping[str, object], source: str) -> Config:
             raise UsageError(f"{source}: {key} must be an absolute path, such as {_example(key)}")
     if config.on_failure not in {"refuse", "continue"}:
         raise UsageError(f'{source}: on-failure must be "refuse" or "continue"')
+    for key in SETTINGS:
+        wrong = problem(key, getattr(config, _KEYS[key]))
+        if wrong is not None:
+            raise UsageError(f"{source}: {key} {wrong}")
     if config.runtime not in {"runc", "crun"} and not os.path.isabs(config.runtime):
         raise UsageError(f'{source}: runtime must be "runc", "crun" or an absolute path')
     return config

@@ -23,6 +23,7 @@ import sys
 from sysfsd.attach import attach
 from sysfsd.control.client import Client, default_socket
 from sysfsd.errors import InvalidRequest, SysfsdError, UsageError
+from sysfsd.policy import SETTINGS, annotation_problem, from_annotations, problem
 from sysfsd.runtime import delegation
 
 TYPE_CHECKING = False
@@ -41,19 +42,26 @@ CONFIG_LIMIT = 16 << 20
 
 _ID = re.compile(r"[A-Za-z0-9_+.-]{1,255}")
 
-USAGE = "usage: sysfsd-hook [--control SOCKET] [--config FILE] [--delegate]   (OCI state on stdin)"
+USAGE = (
+    "usage: sysfsd-hook [--control SOCKET] [--config FILE] [--delegate] [--cpu-policy POLICY] "
+    "[--memory-high HOW]   (OCI state on stdin)"
+)
 
 
 class State:
     """What the hook needs of the OCI state."""
 
-    __slots__ = ("bundle", "id", "pid", "root")
+    __slots__ = ("bundle", "id", "pid", "root", "settings")
 
-    def __init__(self, container: str, pid: int, bundle: str, root: str | None) -> None:
+    def __init__(
+        self, container: str, pid: int, bundle: str, root: str | None, settings: dict[str, object]
+    ) -> None:
         self.id = container
         self.pid = pid
         self.bundle = bundle
         self.root = root
+        self.settings = settings
+        """Of its policy, from its annotations; checked."""
 
 
 def parse_state(data: bytes) -> State:
@@ -81,7 +89,13 @@ def parse_state(data: bytes) -> State:
         raise InvalidRequest("the OCI state on stdin has no absolute bundle path")
     if root is not None and (not isinstance(root, str) or not root or "\0" in root):
         raise InvalidRequest("the OCI state on stdin has a root that is no path")
-    return State(container, pid, bundle, root)
+    annotations = document.get("annotations") or {}
+    if not isinstance(annotations, dict):
+        raise InvalidRequest("the OCI state on stdin has annotations that are no JSON object")
+    wrong = annotation_problem(annotations)
+    if wrong is not None:
+        raise InvalidRequest(wrong)
+    return State(container, pid, bundle, root, from_annotations(annotations))
 
 
 def root_filesystem(state: State) -> str:
@@ -110,8 +124,11 @@ def read_stdin() -> bytes:
     return data
 
 
-def give_views(state: State, control: str, *, delegate: bool) -> None:
-    """Register the container and attach its views."""
+def give_views(state: State, control: str, flags: dict[str, str], *, delegate: bool) -> None:
+    """Register the container and attach its views.
+
+    ``flags`` are settings of its policy; what its annotations say comes before them.
+    """
     rootfs = root_filesystem(state)
     try:
         init = os.pidfd_open(state.pid)
@@ -122,7 +139,8 @@ def give_views(state: State, control: str, *, delegate: bool) -> None:
     with Client(control, timeout=DEADLINE) as client:
         daemon = client.daemon_pidfd()
         mountpoint = client.call("hello", {})["mountpoint"]
-        registered = client.call("register", {"id": state.id}, [init])
+        policy = {**flags, **state.settings}
+        registered = client.call("register", {"id": state.id, "policy": policy}, [init])
         try:
             if delegate:
                 delegation.delegate(state.pid, init)
@@ -142,10 +160,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the hook; returns its exit status."""
     config: str | None = None
     try:
-        control, config, delegate = _parse(sys.argv[1:] if arguments is None else arguments)
+        control, config, flags, delegate = _parse(sys.argv[1:] if arguments is None else arguments)
         signal.signal(signal.SIGALRM, _out_of_time)
         signal.setitimer(signal.ITIMER_REAL, DEADLINE)
-        give_views(parse_state(read_stdin()), control, delegate=delegate)
+        give_views(parse_state(read_stdin()), control, flags, delegate=delegate)
     except UsageError as error:
         print(f"sysfsd-hook: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_status
@@ -156,24 +174,29 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parse(arguments: list[str]) -> tuple[str, str | None, bool]:
+def _parse(arguments: list[str]) -> tuple[str, str | None, dict[str, str], bool]:
     control, config, delegate = default_socket(), None, False
+    flags: dict[str, str] = {}
     rest = iter(arguments)
     for argument in rest:
         name, equals, value = argument.partition("=")
         if name == "--delegate" and not equals:
             delegate = True
-        elif name in {"--control", "--config"}:
+        elif name in {"--control", "--config"} or name[2:] in SETTINGS:
             value = value if equals else next(rest, "")
             if not value:
                 raise UsageError(f"{name} needs a value; {USAGE}")
             if name == "--control":
                 control = value
-            else:
+            elif name == "--config":
                 config = value
+            elif wrong := problem(name[2:], value):
+                raise UsageError(f"{name} {wrong}")
+            else:
+                flags[name[2:]] = value
         else:
             raise UsageError(f"unknown argument {argument!r}; {USAGE}")
-    return control, config, delegate
+    return control, config, flags, delegate
 
 
 def _out_of_time(_signal: int, _frame: FrameType | None) -> None:

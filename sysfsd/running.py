@@ -19,7 +19,7 @@ from sysfsd.kernel.cgroups import read_cgroup_paths
 from sysfsd.kernel.procfs import init_of_pid_namespace, pid_namespace
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from sysfsd.kernel.cgroups import CgroupPaths
 
@@ -29,13 +29,18 @@ _AT_ONCE = 32
 _ENGINE_ID = re.compile(r"[0-9a-f]{64}")
 
 
-def give_views(client: Client, pid: int, container: str | None) -> tuple[str, list[str]]:
-    """Register the container of a process and attach its views; returns its id and the views."""
+def give_views(
+    client: Client, pid: int, container: str | None, settings: Mapping[str, str]
+) -> tuple[str, list[str]]:
+    """Register the container of a process and attach its views; returns its id and the views.
+
+    ``settings`` are those of its policy that the user named.
+    """
     init_pid, init = _open_init(pid)
     ids = _registered_ids(client)
     known = ids.get(init_pid)
     container = check_id(container or known or _id_of(init_pid, ids.values()))
-    registered = client.call("register", {"id": container}, [init])
+    registered = client.call("register", {"id": container, "policy": dict(settings)}, [init])
     try:
         covered = attach(
             daemon=client.daemon_pidfd(),

@@ -7,6 +7,10 @@ from hypothesis import settings
 from tests.support.skips import pytest_make_collect_report, pytest_runtest_makereport
 from tests.support.tidy import _tidy, expected_log
 
+# The machines are noisy: how long an example takes says nothing about us.
+settings.register_profile("noisy", deadline=None)
+settings.load_profile("noisy")
+
 __all__ = [
     "_tidy",
     "expected_log",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sysfsd.errors import InvalidRequest
+from sysfsd.policy import DEFAULT, Policy
 
 if TYPE_CHECKING:
     from sysfsd.kernel.cgroups import CgroupPaths
@@ -37,6 +38,7 @@ class ContainerRecord:
     """When it was registered, in ns since the epoch."""
     domain: int | None = None
     """Its init's execution domain as of then, where that makes a difference."""
+    policy: Policy = DEFAULT
 
 
 def check_id(value: object) -> str:

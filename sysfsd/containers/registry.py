@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import psutil
@@ -18,9 +18,10 @@ from sysfsd.errors import ContainerExists, InvalidRequest
 from sysfsd.facts.host import process_started
 from sysfsd.facts.placement import placement_of
 from sysfsd.kernel import namespaces, personality
+from sysfsd.policy import DEFAULT, Policy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sysfsd.kernel.namespaces import UsernsKey
 
@@ -48,9 +49,13 @@ class Registry:
     with every record that goes.
     """
 
-    def __init__(self, nursery: trio.Nursery, proc: str = "/proc") -> None:
+    def __init__(
+        self, nursery: trio.Nursery, proc: str = "/proc", *, policy: Policy = DEFAULT
+    ) -> None:
+        """Make an empty one; `policy` is what holds where nobody decides otherwise."""
         self._nursery = nursery
         self._proc = proc
+        self._policy = policy
         self._by_id: dict[str, _Entry] = {}
         self._by_serial: dict[int, _Entry] = {}
         self._by_userns: dict[UsernsKey, list[_Entry]] = {}
@@ -79,22 +84,30 @@ class Registry:
         entry = self._by_serial.get(serial)
         return None if entry is None else entry.record
 
-    def register(self, container: str, pidfd: int) -> ContainerRecord:
+    def register(
+        self, container: str, pidfd: int, settings: Mapping[str, str] | None = None
+    ) -> ContainerRecord:
         """Make a record for the container whose init is behind ``pidfd`` (which stays yours).
 
-        Registering the same init again changes nothing. Raises ``ContainerExists`` while another
-        init of that id lives, ``InvalidRequest`` for a descriptor or a process that will not do.
+        ``settings`` are those of its policy that are not the default. Registering the same init
+        again changes nothing but the settings that are named. Raises ``ContainerExists`` while
+        another init of that id lives, ``InvalidRequest`` for a descriptor or a process that will
+        not do.
         """
         pid = _pid_of(pidfd, self._proc)
         known = self._by_id.get(container)
         if known is not None and namespaces.pidfd_alive(known.pidfd):
             if known.record.pid == pid:
+                if settings:
+                    policy = known.record.policy.with_settings(settings)
+                    known.record = replace(known.record, policy=policy)
                 return known.record
             raise ContainerExists(
                 f"a container {container} is registered and runs (pid {known.record.pid}); "
                 "stop it first, or choose another id"
             )
-        entry = self._read_entry(container, pid, pidfd)
+        policy = self._policy.with_settings(settings or {})
+        entry = self._read_entry(container, pid, pidfd, policy)
         if known is not None:
             self._remove(known, "container gone")
         self._add(entry)
@@ -129,7 +142,7 @@ class Registry:
             place,
         )
 
-    def _read_entry(self, container: str, pid: int, pidfd: int) -> _Entry:
+    def _read_entry(self, container: str, pid: int, pidfd: int, policy: Policy) -> _Entry:
         with contextlib.ExitStack() as stack:
             try:
                 userns_fd = namespaces.open_namespace(pid, "user", self._proc)
@@ -162,6 +175,7 @@ class Registry:
             serial=self._last_serial,
             registered_ns=time.time_ns(),
             domain=domain,
+            policy=policy,
         )
         return _Entry(record, kept_pidfd, userns_fd)
 

@@ -12,6 +12,7 @@ from sysfsd import __version__
 from sysfsd.containers.record import check_id
 from sysfsd.errors import InvalidRequest, NoSuchContainer
 from sysfsd.kernel.personality import PER_LINUX, PER_LINUX32
+from sysfsd.policy import CPU_PIN, problem
 from sysfsd.views import attach_points
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sysfsd.control.server import Method
     from sysfsd.facts.collector import FactsCollector
     from sysfsd.filesystem.tree import Tree
+    from sysfsd.pinning.pinner import Pinner
 
 
 class Methods:
@@ -37,6 +39,7 @@ class Methods:
         reservations: Reservations,
         coherence: Coherence,
         collector: FactsCollector,
+        pinner: Pinner,
         tree: Tree,
         mountpoint: str,
         state_dir: str,
@@ -47,6 +50,7 @@ class Methods:
         self._reservations = reservations
         self._coherence = coherence
         self._collector = collector
+        self._pinner = pinner
         self._tree = tree
         self._points = attach_points(tree.views)
         self._hello = {
@@ -102,9 +106,13 @@ class Methods:
     async def register(self, parameters: Message, fds: Sequence[int]) -> Message:
         """A record, and with it the views."""
         container = check_id(parameters.get("id"))
-        record = self._registry.register(container, _only(fds))
+        settings = _settings(parameters.get("policy", {}))
+        record = self._registry.register(container, _only(fds), settings)
         self._reservations.bind(container, _only(fds))
         self._collector.track(record)
+        if settings or record.policy.cpu == CPU_PIN:
+            # Before its first process counts its CPUs.
+            await self._pinner.settle()
         return {"directory": f"containers/{container}", "views": self._points}
 
     async def release(self, parameters: Message, _fds: Sequence[int]) -> Message:
@@ -154,6 +162,17 @@ def _only(fds: Sequence[int]) -> int:
     return fds[0]
 
 
+def _settings(given: object) -> dict[str, str]:
+    """Check the settings of a policy in a request."""
+    if not isinstance(given, dict):
+        raise InvalidRequest("a policy is an object with settings and their values")
+    for name, value in given.items():
+        wrong = problem(name, value)
+        if wrong is not None:
+            raise InvalidRequest(f"{name} {wrong}")
+    return given
+
+
 def _describe(record: ContainerRecord, boot: float) -> Message:
     return {
         "id": record.id,
@@ -163,4 +182,5 @@ def _describe(record: ContainerRecord, boot: float) -> Message:
         "gid_base": record.gid_base,
         "started": boot + record.started,
         "cgroup": record.cgroup.as_dict(),
+        "policy": record.policy.settings(),
     }

@@ -11,13 +11,15 @@ import psutil
 
 from sysfsd.facts import cpuclock, disk
 from sysfsd.facts.callers import MAX_CALLERS, Callers, pid_depth
-from sysfsd.facts.cpu import CpuFacts, read_cpus, read_usage
+from sysfsd.facts.cpu import TICKS_PER_SECOND, CpuFacts, read_cpus, read_usage
 from sysfsd.facts.host import HostFacts, boottime_ns
 from sysfsd.facts.hugepages import HugePagesFacts, read_hugepages
+from sysfsd.facts.kept import Kept
 from sysfsd.facts.load import LoadFacts, LoadSampler, Target
 from sysfsd.facts.memory import MemoryFacts, read_memory, read_oom_kills
 from sysfsd.facts.nodes import NodesFacts, read_nodes
 from sysfsd.facts.sourced import Sourced, saturating_sub
+from sysfsd.policy import DEFAULT, HIGH_LIMIT, Policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from sysfsd.facts.callers import Caller
     from sysfsd.facts.cpuclock import CpuClock
     from sysfsd.facts.disk import DiskClock, DiskFacts
+    from sysfsd.facts.load import KeptLoad
     from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree
 
 REFRESH_SECONDS = 0.05
@@ -53,6 +56,52 @@ class Container(Protocol):
     @property
     def domain(self) -> int | None:
         """Its execution domain, where that changes what it may see (`kernel.personality`)."""
+
+    @property
+    def policy(self) -> Policy:
+        """What is decided about it."""
+
+
+class Keeper(Protocol):
+    """Where counters outlive the daemon (`sysfsd.facts.keeper`)."""
+
+    def open(self, key: Hashable, pid: int, start_ticks: int) -> Kept:
+        """Begin to keep those of a container; returns what was kept of them before."""
+
+    def keep_clock(self, key: Hashable, clock: CpuClock) -> None:
+        """Keep its clock. Others than containers are passed over."""
+
+    def keep_load(self, key: Hashable, load: KeptLoad) -> None:
+        """Keep its load. Others than containers are passed over."""
+
+    def close(self, key: Hashable) -> None:
+        """Keep no more of it."""
+
+
+class _NoKeeper:
+    """Keeps nothing: for ``sysfsd mount``, which has no place for it."""
+
+    def open(self, _key: Hashable, _pid: int, _start_ticks: int) -> Kept:
+        return Kept()
+
+    def keep_clock(self, _key: Hashable, _clock: CpuClock) -> None:
+        pass
+
+    def keep_load(self, _key: Hashable, _load: KeptLoad) -> None:
+        pass
+
+    def close(self, _key: Hashable) -> None:
+        pass
+
+
+class _Whose(NamedTuple):
+    """Whose facts are wanted: a registered container's, or a caller's."""
+
+    key: Hashable
+    paths: CgroupPaths
+    started: Sourced[int]
+    domain: int | None
+    policy: Policy
 
 
 class CpuTimesFacts(NamedTuple):
@@ -161,27 +210,42 @@ class FactsCollector:
         boot_time: Callable[[], float] = psutil.boot_time,
         max_callers: int = MAX_CALLERS,
         refresh_seconds: float = REFRESH_SECONDS,
+        policy: Policy = DEFAULT,
+        keeper: Keeper | None = None,
     ) -> None:
+        """Make one; `policy` is that of callers that belong to no registered container."""
         self._tree = tree
         self._proc = proc
         self._sys = sys
         self._now = clock
         self._boot_time = boot_time
         self._max_callers = max_callers
+        self._policy = policy
         self._refresh_ns = int(refresh_seconds * 1e9)
         self._recent: dict[Hashable, dict[tuple[int | None, bool], Facts]] = {}
         self._lock = threading.Lock()
+        self._keeper = keeper or _NoKeeper()
         self._clocks: dict[Hashable, CpuClock] = {}
+        self._resumed: dict[Hashable, CpuClock] = {}
         self._disks: dict[Hashable, DiskClock] = {}
         self._callers: OrderedDict[Caller, None] = OrderedDict()
         self.callers = Callers(tree, proc=proc, max_kept=max_callers)
         """Tells who asks, for `facts_of_caller`."""
-        self.load_sampler = LoadSampler(tree, proc=proc, clock=clock)
+        self.load_sampler = LoadSampler(tree, proc=proc, clock=clock, keep=self._keeper.keep_load)
         """Call its `sample_all` every 5 seconds, in a worker thread."""
 
     def track(self, container: Container) -> None:
         """Start what a container's facts need over time; `facts` does so by itself if need be."""
-        self._track(container.serial, container.cgroup, container.pid)
+        key = container.serial
+        if self.load_sampler.tracks(key):
+            return
+        # In whole ticks, as the kernel has it: this names the process.
+        kept = self._keeper.open(key, container.pid, round(container.started * TICKS_PER_SECOND))
+        if kept.clock is not None:
+            with self._lock:
+                self._resumed[key] = kept.clock
+        target = Target(container.cgroup, pid_depth(container.pid, self._proc))
+        self.load_sampler.track(key, target, kept.load)
 
     def facts(self, container: Container, *, domain: int | None = None) -> Facts:
         """Return the facts of a container, no older than a refresh.
@@ -192,13 +256,19 @@ class FactsCollector:
         started = Sourced(
             int(container.started * 1e9), f"start of the container's init (pid {container.pid})"
         )
-        if domain is None:
-            domain = container.domain
-        return self._facts(container.serial, container.cgroup, started, domain)
+        whose = _Whose(
+            container.serial,
+            container.cgroup,
+            started,
+            container.domain if domain is None else domain,
+            container.policy,
+        )
+        return self._facts(whose)
 
     def forget(self, container: Container) -> None:
         """Drop what is kept for a container that is gone."""
         self._forget(container.serial)
+        self._keeper.close(container.serial)
 
     def kept(self) -> int:
         """Return for how many containers and callers a CPU clock is kept; for the counters."""
@@ -221,47 +291,36 @@ class FactsCollector:
         if evicted is not None:
             self._forget(evicted)
         self.load_sampler.track(caller, Target(caller.cgroup, caller.pid_depth))
-        return self._facts(caller, caller.cgroup, caller.started, caller.domain, opening=opening)
+        whose = _Whose(caller, caller.cgroup, caller.started, caller.domain, self._policy)
+        return self._facts(whose, opening=opening)
 
-    def _track(self, key: Hashable, paths: CgroupPaths, pid: int) -> None:
-        if not self.load_sampler.tracks(key):
-            self.load_sampler.track(key, Target(paths, pid_depth(pid, self._proc)))
-
-    def _facts(
-        self,
-        key: Hashable,
-        paths: CgroupPaths,
-        started: Sourced[int],
-        domain: int | None,
-        *,
-        opening: bool = True,
-    ) -> Facts:
+    def _facts(self, whose: _Whose, *, opening: bool = True) -> Facts:
         now = self._now()
-        variants = self._recent.setdefault(key, {})
-        recent = variants.get((domain, opening))
+        variants = self._recent.setdefault(whose.key, {})
+        recent = variants.get((whose.domain, opening))
         if recent is None or recent.current_until <= now:
-            recent = variants[domain, opening] = self._new_facts(key, paths, started, now, domain)
+            recent = variants[whose.domain, opening] = self._new_facts(whose, now)
         return recent
 
-    def _new_facts(
-        self,
-        key: Hashable,
-        paths: CgroupPaths,
-        started: Sourced[int],
-        now: int,
-        domain: int | None,
-    ) -> Facts:
-        host = HostFacts(proc=self._proc, sys=self._sys, boot_time=self._boot_time, domain=domain)
+    def _new_facts(self, whose: _Whose, now: int) -> Facts:
+        paths, policy = whose.paths, whose.policy
+        host = HostFacts(
+            proc=self._proc, sys=self._sys, boot_time=self._boot_time, domain=whose.domain
+        )
         return Facts(
             host=host,
-            started=started,
+            started=whose.started,
             now=now,
             current_until=now + self._refresh_ns,
-            memory=lambda: read_memory(self._tree.controller(paths, "memory"), host),
-            cpu=lambda: read_cpus(self._tree, paths, host),
-            cpu_times=lambda facts: self._advance_clock(key, paths, facts),
-            load=lambda: self.load_sampler.load(key),
-            disk=lambda: self._advance_disks(key, paths, host),
+            memory=lambda: read_memory(
+                self._tree.controller(paths, "memory"),
+                host,
+                high=policy.memory_high == HIGH_LIMIT,
+            ),
+            cpu=lambda: read_cpus(self._tree, paths, host, policy.cpu),
+            cpu_times=lambda facts: self._advance_clock(whose.key, paths, facts),
+            load=lambda: self.load_sampler.load(whose.key),
+            disk=lambda: self._advance_disks(whose.key, paths, host),
             oom_kills=lambda: read_oom_kills(self._tree.controller(paths, "memory")),
             hugepages=lambda: read_hugepages(lambda: self._tree.controller(paths, "hugetlb"), host),
             nodes=lambda facts: read_nodes(
@@ -272,14 +331,18 @@ class FactsCollector:
     def _advance_clock(self, key: Hashable, paths: CgroupPaths, facts: Facts) -> CpuTimesFacts:
         visible = facts.cpu.visible.value
         usage = read_usage(self._tree, paths)
+        online = len(facts.host.online_cpus.value) if key in self._resumed else 0
         with self._lock:
-            clock = self._clocks.get(key)
-            clock = (
-                cpuclock.start(facts.started.value, usage.value, facts.now, visible)
-                if clock is None
-                else cpuclock.advance(clock, usage.value, facts.now, visible)
-            )
+            known, kept = self._clocks.get(key), self._resumed.pop(key, None)
+            if known is not None:
+                clock = cpuclock.advance(known, usage.value, facts.now, visible)
+            elif kept is not None:
+                clock = cpuclock.resume(kept, usage.value, facts.now, visible, online)
+            else:
+                clock = cpuclock.start(facts.started.value, usage.value, facts.now, visible)
             self._clocks[key] = clock
+            # Before anybody is told.
+            self._keeper.keep_clock(key, clock)
         source = f"{usage.source}, spread over {visible} CPUs ({facts.cpu.visible.source})"
         return CpuTimesFacts(clock, clock.cpus[:visible], source)
 
@@ -297,4 +360,5 @@ class FactsCollector:
         self._recent.pop(key, None)
         with self._lock:
             self._clocks.pop(key, None)
+            self._resumed.pop(key, None)
             self._disks.pop(key, None)

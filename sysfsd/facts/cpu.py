@@ -14,6 +14,7 @@ from sysfsd.facts.cpuclock import CpuUsage
 from sysfsd.facts.sourced import Sourced
 from sysfsd.kernel.cgroups import parse_flat_keyed
 from sysfsd.kernel.procfs import parse_cpu_list
+from sysfsd.policy import CPU_CPUSET, CPU_OFF, CPU_QUOTA
 
 if TYPE_CHECKING:
     from sysfsd.facts.host import HostFacts
@@ -30,18 +31,38 @@ class CpuFacts:
     """The CPUs of one container."""
 
     visible: Sourced[int]
-    """How many it sees: as many as can be busy at once under its cpuset and its quota; >= 1."""
+    """How many it sees; >= 1. As many as can be busy at once under its cpuset and its quota, unless
+    its policy is another."""
     cpuset: Sourced[tuple[int, ...]]
     """The host's numbers of the CPUs that it may run on; never empty."""
     quota: Sourced[int] | None
     """Its quota in whole CPUs, rounded up; None if there is none."""
+    online: tuple[int, ...] = ()
+    """The host's online CPUs where it sees all of them (policy "off"); else empty."""
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The host's numbers of the visible CPUs, in the order in which they are shown."""
+        return (self.online or self.cpuset.value)[: self.visible.value]
 
 
-def read_cpus(tree: CgroupTree, paths: CgroupPaths, host: HostFacts) -> CpuFacts:
-    """Read the CPUs that a container at these paths sees; raises OSError if it is gone."""
+def read_cpus(
+    tree: CgroupTree, paths: CgroupPaths, host: HostFacts, policy: str = CPU_QUOTA
+) -> CpuFacts:
+    """Read the CPUs that a container at these paths sees; raises OSError if it is gone.
+
+    `policy` is its ``cpu-policy``. A container that is pinned has a cpuset of that size.
+    """
     cpuset = _read_cpuset(tree.controller(paths, "cpuset"), host)
-    quota = _read_quota(tree.controller(paths, "cpu"))
-    if quota is not None and quota.value < len(cpuset.value):
+    quota = read_quota(tree.controller(paths, "cpu"))
+    why = f"cpu-policy is {policy}"
+    if policy == CPU_OFF:
+        online = host.online_cpus
+        visible = Sourced(len(online.value), f"{online.source} ({why})")
+        return CpuFacts(visible, cpuset, quota, online.value)
+    if policy == CPU_CPUSET:
+        visible = Sourced(len(cpuset.value), f"{cpuset.source} ({why})")
+    elif quota is not None and quota.value < len(cpuset.value):
         visible = Sourced(max(1, quota.value), quota.source)
     else:
         visible = Sourced(len(cpuset.value), cpuset.source)
@@ -95,8 +116,11 @@ def _read_cpuset(cgroup: Cgroup | None, host: HostFacts) -> Sourced[tuple[int, .
     return host.online_cpus
 
 
-def _read_quota(cgroup: Cgroup | None) -> Sourced[int] | None:
-    """The smallest quota on the way up, in CPUs, rounded up: half a CPU still is one to see."""
+def read_quota(cgroup: Cgroup | None) -> Sourced[int] | None:
+    """Read the smallest quota on the way up, in CPUs; None if there is none.
+
+    Rounded up: half a CPU still is one to see. Raises OSError if the cgroup is gone.
+    """
     if cgroup is None:
         return None
     best: Sourced[int] | None = None

@@ -4,7 +4,8 @@ The kernel counts CPU time per cgroup, and per CPU of the *host*. A container wi
 and a half CPUs, wherever they are, sees two CPUs; their counters exist nowhere but here. The clock
 is made so that nothing a program computes from /proc/stat and /proc/uptime can be absurd:
 
-* no counter ever runs backwards, whatever happens to the quota, the cpuset or the cgroup's usage;
+* no counter ever runs backwards, whatever happens to the quota, the cpuset, the cgroup's usage or
+  us: a clock that was kept goes on where it stood (`resume`);
 * in any interval, each visible CPU's user + system + idle grow by exactly the time that passed;
 * the time used, summed over the CPUs, is exactly what the cgroup used: what does not fit into the
   CPUs that are visible (usage is charged per tick, quotas allow bursts) is carried over.
@@ -17,6 +18,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from sysfsd.facts.sourced import saturating_sub
+
+_SECOND = 1_000_000_000
 
 
 class CpuUsage(NamedTuple):
@@ -69,6 +72,22 @@ def start(started: int, usage: CpuUsage, now: int, visible: int) -> CpuClock:
     born = CpuClock(min(started, now), CpuUsage(0, 0), CpuUsage(0, 0), ())
     clock = advance(born, usage, now, visible)
     return clock._replace(carry=CpuUsage(0, 0))
+
+
+def resume(kept: CpuClock, usage: CpuUsage, now: int, visible: int, online: int) -> CpuClock:
+    """Return a clock that nobody advanced for a while (the daemon was away), at `now`.
+
+    The time in between is one step like any other: the kernel has counted the cgroup's usage all
+    along. Unless it counts another cgroup's now, since the container was found elsewhere this time:
+    then it has less than before, or more than the host's `online` CPUs can have done. Its
+    difference to the old count says nothing, and the time counts as idle.
+    """
+    used = sum(usage) - sum(kept.usage)
+    # The usage is read a little after the time that goes with it.
+    possible = (saturating_sub(now, kept.now) + _SECOND) * online
+    if usage.user < kept.usage.user or usage.system < kept.usage.system or used > possible:
+        kept = kept._replace(usage=usage)
+    return advance(kept, usage, now, visible)
 
 
 def advance(clock: CpuClock, usage: CpuUsage, now: int, visible: int) -> CpuClock:

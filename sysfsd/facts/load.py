@@ -84,6 +84,19 @@ class LoadFacts:
         """All tasks; at least those that run."""
         return max(self.running, self.tasks.total)
 
+    @property
+    def kept(self) -> KeptLoad:
+        """What of it outlives the daemon."""
+        return KeptLoad(self.averages, self.last_pid, self.sampled)
+
+
+class KeptLoad(NamedTuple):
+    """What of a load outlives the daemon."""
+
+    averages: Averages
+    last_pid: int
+    sampled: int
+
 
 def decay(factor: int, periods: int) -> int:
     """Return ``factor ** periods`` in fixed point, rounded to nearest as the kernel does."""
@@ -173,21 +186,27 @@ class LoadSampler:
         clock: Callable[[], int] = boottime_ns,
         max_tasks: int = MAX_TASKS,
         max_tasks_per_round: int = MAX_TASKS_PER_ROUND,
+        keep: Callable[[Hashable, KeptLoad], None] = lambda _key, _load: None,
     ) -> None:
+        """Make one; `keep` is called with every load before anybody gets to see it."""
         self._tree = tree
         self._proc = proc
         self._clock = clock
         self._max_tasks = max_tasks
         self._max_tasks_per_round = max_tasks_per_round
+        self._keep = keep
         self._lock = threading.Lock()
         self._targets: dict[Hashable, Target] = {}
         self._loads: dict[Hashable, LoadFacts] = {}
+        self._resumed: dict[Hashable, KeptLoad] = {}
         self._postponed: list[Hashable] = []
         self._last_report = SampleReport(0, 0, 0, 0, 0)
 
-    def track(self, key: Hashable, target: Target) -> None:
-        """Keep averages for a container from now on (idempotent)."""
+    def track(self, key: Hashable, target: Target, kept: KeptLoad | None = None) -> None:
+        """Keep averages for a container from now on (idempotent), which go on from `kept`."""
         with self._lock:
+            if key not in self._targets and kept is not None:
+                self._resumed[key] = kept
             self._targets.setdefault(key, target)
 
     def tracks(self, key: Hashable) -> bool:
@@ -199,6 +218,7 @@ class LoadSampler:
         with self._lock:
             self._targets.pop(key, None)
             self._loads.pop(key, None)
+            self._resumed.pop(key, None)
 
     def load(self, key: Hashable) -> LoadFacts:
         """Return the load of a tracked container; counts its tasks now if nobody has before.
@@ -256,9 +276,11 @@ class LoadSampler:
         with self._lock:
             before = self._loads.get(key)
             if before is None:
-                before = LoadFacts(Averages(), tasks, tasks.newest_pid, source, now)
+                start = self._resumed.pop(key, KeptLoad(Averages(), tasks.newest_pid, now))
+                before = LoadFacts(start.averages, tasks, start.last_pid, source, start.sampled)
             after = advance(before, tasks, now)
             if key in self._targets:  # forgotten meanwhile: leave nothing behind
+                self._keep(key, after.kept)
                 self._loads[key] = after
             return after
 

@@ -74,12 +74,18 @@ class MemoryFacts:
         return Sourced(min(value, self.used.value), f"{key} of {self.stat_source}")
 
 
-def read_memory(cgroup: Cgroup | None, host: HostFacts) -> MemoryFacts:
-    """Read the facts of one memory cgroup; raises OSError if it is gone."""
+def read_memory(cgroup: Cgroup | None, host: HostFacts, *, high: bool = True) -> MemoryFacts:
+    """Read the facts of one memory cgroup; raises OSError if it is gone.
+
+    `high` says whether v2's memory.high is a limit: the kernel lets nobody stay above it for long,
+    but kills nobody for it.
+    """
     if cgroup is None or cgroup.is_root:
         return _whole_machine(cgroup, host)
     with cgroup.levels() as levels:
-        return (_read_v1 if cgroup.version == 1 else _read_v2)(cgroup, levels, host)
+        if cgroup.version == 1:
+            return _read_v1(cgroup, levels, host)
+        return _read_v2(cgroup, levels, host, high=high)
 
 
 def read_oom_kills(cgroup: Cgroup | None) -> Sourced[int]:
@@ -145,9 +151,15 @@ def _read_v1(cgroup: Cgroup, levels: Sequence[Level], host: HostFacts) -> Memory
     )
 
 
-def _read_v2(cgroup: Cgroup, levels: Sequence[Level], host: HostFacts) -> MemoryFacts:
+def _read_v2(
+    cgroup: Cgroup, levels: Sequence[Level], host: HostFacts, *, high: bool
+) -> MemoryFacts:
     own = levels[0]
-    total = _total(cgroup, smallest_limit(levels, "memory.max"), host)
+    limit = smallest_limit(levels, "memory.max")
+    throttle = smallest_limit(levels, "memory.high") if high else None
+    if throttle is not None and (limit is None or throttle.value < limit.value):
+        limit = throttle
+    total = _total(cgroup, limit, host)
     if own.read("memory.swap.max") is None:
         swap_total = Sourced(0, "0: this kernel does not account swap to cgroups")
         swap_used = swap_total

@@ -117,7 +117,7 @@ def read_nodes(
     online = host.online_nodes
     allowed = _read_mems(tree.controller(paths, "cpuset"), online)
     numbers = tuple(number for number in allowed.value if number in online.value) or online.value
-    visible = cpus.cpuset.value[: cpus.visible.value]
+    visible = cpus.numbers
     nodes = []
     for number in numbers:
         there = frozenset(parse_cpu_list(host.node_file(number, "cpulist") or ""))

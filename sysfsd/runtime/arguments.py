@@ -14,8 +14,9 @@ from __future__ import annotations
 import os
 
 from sysfsd.errors import Refused, UsageError
+from sysfsd.policy import SETTINGS
 
-OUR_FLAGS = frozenset({"control", "config"})
+OUR_FLAGS = frozenset({"control", "config", *SETTINGS})
 
 _HELP = frozenset({"help", "h", "?", "usage"})
 _GLOBAL_SWITCHES = _HELP | {"debug", "systemd-cgroup", "version", "v", "V"}

@@ -16,6 +16,7 @@ import stat
 import sys
 
 from sysfsd.errors import InvalidRequest, SysfsdError, UsageError
+from sysfsd.policy import SETTINGS, annotation_problem, problem
 from sysfsd.runtime.arguments import CommandLine
 
 TYPE_CHECKING = False
@@ -99,8 +100,10 @@ def _prepare_create(line: CommandLine) -> None:
     from sysfsd.runtime import spec as specs  # noqa: PLC0415
     from sysfsd.runtime.stage import Stage  # noqa: PLC0415
 
+    settings = _settings(line)
     directory, spec = bundles.load_spec(line.flag("bundle") or ".")
     refusals.check(spec, _namespace_key, _network_owner)
+    _check_annotations(spec, line.ours.get("config"))
     # The real runtime finds its bundle here: in the directory that we have looked at.
     os.fchdir(directory)
     bundle = os.getcwd()
@@ -123,7 +126,7 @@ def _prepare_create(line: CommandLine) -> None:
         specs.make_system_container(
             spec,
             ids=ids,
-            hook=_hook(control, line.ours.get("config")),
+            hook=_hook(control, line.ours.get("config"), settings),
             last_capability=capabilities.read_last(),
         )
         owner = ids or specs.mapped_ids(spec)
@@ -158,7 +161,27 @@ def _prepare_exec(line: CommandLine) -> None:
         line.passed[line.position : line.position] = added
 
 
-def _hook(control: str, config: str | None) -> Spec:
+def _settings(line: CommandLine) -> dict[str, str]:
+    """Settings of the container's policy among the flags; raises ``UsageError``."""
+    settings = {name: line.ours[name] for name in SETTINGS if name in line.ours}
+    for name, value in settings.items():
+        wrong = problem(name, value)
+        if wrong is not None:
+            raise UsageError(f"--{name} {wrong}")
+    return settings
+
+
+def _check_annotations(spec: Spec, config: str | None) -> None:
+    """Raise ``InvalidRequest`` for a policy that the hook will refuse: crun hides what it says."""
+    wrong = annotation_problem(spec.get("annotations") or {})
+    if wrong is not None:
+        from sysfsd.config import load  # noqa: PLC0415
+
+        if load(config).on_failure != "continue":
+            raise InvalidRequest(wrong)
+
+
+def _hook(control: str, config: str | None, settings: dict[str, str]) -> Spec:
     """Write the createRuntime hook's entry.
 
     By interpreter and file, with an environment of its own: nothing of the image, and no PATH,
@@ -169,6 +192,8 @@ def _hook(control: str, config: str | None) -> Spec:
     arguments = [sys.executable, "-I", "-S", START, "hook", "--delegate", "--control", control]
     if config is not None:
         arguments += ["--config", config]
+    for name, value in settings.items():
+        arguments += [f"--{name}", value]
     return {
         "path": sys.executable,
         "args": arguments,

@@ -49,7 +49,7 @@ def sources(facts: Facts) -> list[Source]:
     parts = list(_parts(host))
     cpus = {part.cpu: part.text for part in parts if part.cpu is not None}
     count = facts.cpu.visible
-    numbers = facts.cpu.cpuset.value[: count.value]
+    numbers = facts.cpu.numbers
     if not cpus and not any(_is_summary(part.text) for part in parts):
         return [Source("text", host, "the host's /proc/cpuinfo (no CPU in it)")]
     shown: list[tuple[str, _Part, str]] = []

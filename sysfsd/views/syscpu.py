@@ -89,8 +89,8 @@ def _hosts_cpu(facts: Facts, cpu: int) -> int:
 
     A CPU that went away since may still be asked for; then any will do.
     """
-    cpuset = facts.cpu.cpuset.value
-    return cpuset[min(cpu, len(cpuset) - 1)]
+    numbers = facts.cpu.numbers
+    return numbers[min(cpu, len(numbers) - 1)]
 
 
 def _of_host(name: str) -> Callable[[Facts, int], list[Source]]:
@@ -110,7 +110,7 @@ def sharing_cpus(facts: Facts, cpu: int, index: int) -> tuple[int, ...]:
     A cache that the host's CPU shares with its sibling threads alone is a core's own, and each of
     the container's CPUs is a core.
     """
-    visible = facts.cpu.cpuset.value[: facts.cpu.visible.value]
+    visible = facts.cpu.numbers
     number = _hosts_cpu(facts, cpu)
     shared = _hosts_list(facts, number, f"cache/index{index}/shared_cpu_list")
     if shared <= _hosts_list(facts, number, "topology/thread_siblings_list") | {number}:

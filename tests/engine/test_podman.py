@@ -156,3 +156,11 @@ def test_a_cdi_device_gives_the_views(
     assert int(mounts) > 5
     *_, without = in_a_container(own, podman, command=f"{READ}true", hooks=nothing)
     assert int(without) == 0
+
+
+def test_an_annotation_sets_the_policy(own: Throwaway, podman: Podman) -> None:
+    online = "/sys/devices/system/cpu/online"
+    host = Path(online).read_text().strip()
+    for policy, seen in (("quota", "0"), ("cpuset", host)):
+        options = ("--cpus", "0.5", "--annotation", f"dev.sysfsd.cpu-policy={policy}")
+        assert in_a_container(own, podman, *options, command=f"cat {online}") == [seen]

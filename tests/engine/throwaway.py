@@ -77,8 +77,9 @@ class Daemon:
 class Throwaway:
     """The engine, the daemon, and the directory that holds all of theirs.
 
-    The engine knows the runtimes ``sysfsd``, ``sysfsd-crun`` (crun below instead of runc) and
-    ``sysfsd-other``, whose daemon is whoever serves at ``other``: nobody, at first.
+    The engine knows the runtimes ``sysfsd``, ``sysfsd-crun`` (crun below instead of runc),
+    ``sysfsd-pin`` (with that policy) and ``sysfsd-other``, whose daemon is whoever serves at
+    ``other``: nobody, at first.
     """
 
     docker: Docker
@@ -212,18 +213,20 @@ def throwaway(*, containers: int = 64) -> Iterator[Throwaway]:
         crun = directory / "crun.toml"
         crun.write_text(config + 'runtime = "crun"\n')
         other = directory / "other"
+        configured = str(daemon.config)
         runtimes = {
-            "sysfsd": [daemon.control, str(daemon.config)],
+            "sysfsd": [daemon.control, configured],
             "sysfsd-crun": [daemon.control, str(crun)],
-            "sysfsd-other": [control_socket(other), str(daemon.config)],
+            "sysfsd-pin": [daemon.control, configured, "--cpu-policy", "pin"],
+            "sysfsd-other": [control_socket(other), configured],
         }
         docker = stack.enter_context(
             engine(
                 directory / "engine",
                 cgroup=directory.name,
                 runtimes={
-                    name: [installed("sysfsd-runc"), "--control", control, "--config", file]
-                    for name, (control, file) in runtimes.items()
+                    name: [installed("sysfsd-runc"), "--control", control, "--config", *rest]
+                    for name, (control, *rest) in runtimes.items()
                 },
             )
         )

@@ -14,6 +14,7 @@ from sysfsd.cli import _find
 from sysfsd.errors import NoSuchContainer, UsageError
 from sysfsd.kernel.cgroups import CgroupPaths
 from sysfsd.log import RateLimit
+from sysfsd.policy import Policy
 from sysfsd.running import id_from_cgroup
 
 if TYPE_CHECKING:
@@ -34,11 +35,13 @@ def test_every_key(tmp_path: Path) -> None:
     path.write_text(
         'mountpoint = "/m"\ncontrol = "/c"\nstate-dir = "/s"\nsubid-user = "1000"\n'
         'runtime = "/opt/runc"\non-failure = "continue"\n'
+        'cpu-policy = "pin"\nmemory-high = "ignore"\n'
     )
     loaded = config.load(str(path))
     values = (loaded.mountpoint, loaded.control, loaded.state_dir, loaded.subid_user)
     assert values == ("/m", "/c", "/s", "1000")
     assert (loaded.runtime, loaded.on_failure) == ("/opt/runc", "continue")
+    assert loaded.policy() == Policy("pin", "ignore")
 
 
 @pytest.mark.parametrize(
@@ -50,6 +53,8 @@ def test_every_key(tmp_path: Path) -> None:
         ('control = ""', "control must be a text"),
         ('mountpoint = "relative"', "mountpoint must be an absolute path"),
         ('on-failure = "maybe"', 'on-failure must be "refuse" or "continue"'),
+        ('cpu-policy = "on"', "cpu-policy must be 'quota', 'cpuset', 'off' or 'pin', not 'on'"),
+        ('memory-high = "max"', "memory-high must be 'limit' or 'ignore', not 'max'"),
         ('runtime = "youki"', 'runtime must be "runc", "crun" or an absolute path'),
         ("[[[", "sysfsd.toml is not valid TOML: "),
         ('mountpoint = "\xff"'.encode("latin-1"), "sysfsd.toml is not valid TOML: "),

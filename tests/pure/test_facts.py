@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from sysfsd.facts.cpuclock import CpuUsage
 from sysfsd.facts.host import HostFacts, boottime_ns, process_started
 from sysfsd.facts.hugepages import read_hugepages, size_name
 from sysfsd.kernel.cgroups import Cgroup, CgroupPaths, CgroupTree, read_cgroup_paths
+from tests.support.recorded import Record
 from tests.support.views import EACH
 
 if TYPE_CHECKING:
@@ -24,15 +24,6 @@ FIXTURES = Path(__file__).parent / "fixtures"
 V1_PID = int((FIXTURES / "cgroup-v1/pid").read_text())
 MIB = 1 << 20
 SECOND = 1_000_000_000
-
-
-@dataclass(frozen=True)
-class Record:
-    serial: int
-    pid: int
-    started: float
-    cgroup: CgroupPaths
-    domain: int | None = None
 
 
 class Clock:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sysfsd.errors import InvalidRequest
-from sysfsd.hook import parse_state, root_filesystem
+from sysfsd.errors import InvalidRequest, UsageError
+from sysfsd.hook import _parse, parse_state, root_filesystem
 
 RUNC = {
     "ociVersion": "1.0.2-dev", "id": "web", "status": "creating", "pid": 4321, "bundle": "/b",
@@ -36,7 +36,7 @@ def test_runc_and_crun() -> None:
         {"id": ""}, {"id": "../x"}, {"id": "a/b"}, {"id": 7}, {"id": None}, {"id": "x" * 256},
         {"pid": 0}, {"pid": -1}, {"pid": "1"}, {"pid": True}, {"pid": None}, {"pid": 1 << 40},
         {"bundle": "relative"}, {"bundle": None}, {"bundle": "/a\0b"},
-        {"root": 5}, {"root": ""}, {"root": "/a\0"},
+        {"root": 5}, {"root": ""}, {"root": "/a\0"}, {"annotations": ["dev.sysfsd.cpu-policy"]},
     ],
     ids=str,
 )  # fmt: skip
@@ -53,6 +53,36 @@ def test_a_field_that_makes_no_sense(change: dict[str, Any]) -> None:
 def test_something_else_than_a_state(data: bytes) -> None:
     with pytest.raises(InvalidRequest):
         parse_state(data)
+
+
+def test_a_policy_in_the_annotations() -> None:
+    annotations = {"dev.sysfsd.cpu-policy": "pin", "org.other": "x"}
+    for text, expected in ((annotations, {"cpu-policy": "pin"}), ({}, {}), (None, {})):
+        state = parse_state(json.dumps({**RUNC, "annotations": text}).encode())
+        assert state.settings == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("cpu-policy", "on", "dev.sysfsd.cpu-policy must be 'quota', 'cpuset', 'off' or 'pin'"),
+        ("memory-high", 1, "dev.sysfsd.memory-high must be 'limit' or 'ignore'"),
+        ("cpupolicy", "pin", "dev.sysfsd.cpupolicy is no setting; those are cpu-policy and"),
+    ],
+)
+def test_a_mistake_in_an_annotation_names_it(name: str, value: object, message: str) -> None:
+    data = json.dumps({**RUNC, "annotations": {f"dev.sysfsd.{name}": value}}).encode()
+    with pytest.raises(InvalidRequest) as raised:
+        parse_state(data)
+    assert message in str(raised.value)
+
+
+def test_a_policy_in_the_flags() -> None:
+    arguments = ["--cpu-policy", "pin", "--memory-high=ignore", "--control=/c"]
+    assert _parse(arguments)[2] == {"cpu-policy": "pin", "memory-high": "ignore"}
+    for wrong in (["--cpu-policy"], ["--cpu-policy=on"], ["--policy", "pin"]):
+        with pytest.raises(UsageError):
+            _parse(wrong)
 
 
 @given(st.binary(max_size=200))

@@ -18,6 +18,7 @@ from sysfsd.facts.collector import FactsCollector
 from sysfsd.facts.host import HostFacts
 from sysfsd.kernel import personality, syscalls
 from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree
+from sysfsd.policy import DEFAULT, Policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -151,6 +152,7 @@ class Record:
     started: float = 1.0
     cgroup: CgroupPaths = field(default_factory=CgroupPaths)
     domain: int | None = None
+    policy: Policy = DEFAULT
 
 
 def test_a_containers_is_its_inits_unless_its_reader_has_another(

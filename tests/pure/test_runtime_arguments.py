@@ -25,6 +25,13 @@ def test_our_flags_are_taken_out_and_everything_else_is_passed() -> None:
     assert line.shared["log"] == "/run/b/log.json"
 
 
+def test_a_policy_is_ours() -> None:
+    line = CommandLine(["--cpu-policy", "pin", "--memory-high=ignore", *SHIM_CREATE])
+
+    assert line.ours == {"cpu-policy": "pin", "memory-high": "ignore"}
+    assert not any("policy" in word or "memory-high" in word for word in line.passed)
+
+
 def test_the_runtime_gets_what_we_understood_and_its_bundle_as_working_directory() -> None:
     """runc and crun read ``-b=x`` and repeated flags differently, each other and us."""
     line = CommandLine(["create", "-b=/run/b", "--pid-file=pid", "--preserve-fds", "2", "-d", "x"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,9 +22,10 @@ from sysfsd.facts.load import Averages, LoadFacts, TaskCount
 from sysfsd.facts.memory import MemoryFacts, read_memory
 from sysfsd.facts.nodes import Node, NodesFacts
 from sysfsd.facts.sourced import Sourced
-from sysfsd.kernel.cgroups import Cgroup, CgroupPaths, CgroupTree, read_cgroup_paths
+from sysfsd.kernel.cgroups import Cgroup, CgroupTree, read_cgroup_paths
 from sysfsd.kernel.procfs import MeminfoLine, format_cpu_range, parse_cpu_list, parse_meminfo
 from sysfsd.views import VIEWS, cpuinfo, meminfo
+from tests.support.recorded import Record
 from tests.support.views import PATHS, view
 
 if TYPE_CHECKING:
@@ -41,15 +41,6 @@ STAT_KEYS = (
     "file_mapped file_dirty file_writeback swapcached anon_thp file_thp shmem_thp inactive_anon "
     "active_anon inactive_file active_file unevictable slab_reclaimable slab_unreclaimable"
 ).split()
-
-
-@dataclass(frozen=True)
-class Record:
-    serial: int
-    pid: int
-    started: float
-    cgroup: CgroupPaths
-    domain: int | None = None
 
 
 class FakeHost(HostFacts):

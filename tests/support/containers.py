@@ -53,6 +53,8 @@ class Container:
 
     pid: int
     launcher: subprocess.Popen[str]
+    cgroups: tuple[Path, ...] = ()
+    """Those that were made for it."""
 
     def run(self, *command: str, user: bool = True) -> str:
         """Run a command inside and return what it prints."""
@@ -67,6 +69,32 @@ class Container:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def set(self, name: str, value: str) -> None:
+        """Write a file of its cgroups, in whichever of them it is."""
+        (path,) = [cgroup / name for cgroup in self.cgroups if (cgroup / name).exists()]
+        path.write_text(value)
+
+    @contextmanager
+    def background(self, *command: str) -> Iterator[int]:
+        """Run a command in its namespaces and its cgroups meanwhile; gives its pid, ours."""
+        script = 'for file in $FILES; do echo $$ >$file; done; exec "$@"'
+        enter = ["nsenter", "--target", str(self.pid), "--mount", "--pid", "--user"]
+        files = " ".join(str(cgroup / "cgroup.procs") for cgroup in self.cgroups)
+        with subprocess.Popen(
+            ["sh", "-c", script, "sh", *enter, "--", *command],
+            env=os.environ | {"FILES": files},
+            start_new_session=True,
+        ) as process:
+
+            def child() -> int:
+                path = f"/proc/{process.pid}/task/{process.pid}/children"
+                return int(Path(path).read_text() or 0)
+
+            try:
+                yield until(child, "the process inside")
+            finally:
+                os.killpg(process.pid, 9)
+
     def kill(self) -> None:
         """SIGKILL its init."""
         os.kill(self.pid, 9)
@@ -74,16 +102,21 @@ class Container:
 
 @contextmanager
 def container(
-    *, memory: int | None = None, cpus: float | None = None, user_namespace: bool = True
+    *,
+    memory: int | None = None,
+    cpus: float | None = None,
+    cpuset: str | None = None,
+    user_namespace: bool = True,
 ) -> Iterator[Container]:
-    """Run a container; ``memory`` in bytes, ``cpus`` as Docker's ``--cpus``."""
+    """Run a container; ``memory`` in bytes, ``cpus`` and ``cpuset`` as Docker's."""
     from sysfsd.kernel import syscalls
 
     kinds = syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNS
     if user_namespace:
         kinds |= syscalls.CLONE_NEWUSER
     with ExitStack() as stack:
-        cgroups = stack.enter_context(_cgroups(memory, cpus)) if memory or cpus else []
+        limits = memory, cpus, cpuset
+        cgroups = stack.enter_context(_cgroups(*limits)) if any(limits) else []
         launcher = stack.enter_context(
             subprocess.Popen(
                 [sys.executable, "-c", _LAUNCHER, str(kinds)],
@@ -106,7 +139,7 @@ def container(
         launcher.stdin.write("go\n")
         launcher.stdin.flush()
         assert launcher.stdout.readline() == "ready\n"
-        yield Container(pid, launcher)
+        yield Container(pid, launcher, tuple(cgroups))
 
 
 def _kill(pid: int) -> None:
@@ -115,10 +148,10 @@ def _kill(pid: int) -> None:
 
 
 @contextmanager
-def _cgroups(memory: int | None, cpus: float | None) -> Iterator[list[Path]]:
+def _cgroups(memory: int | None, cpus: float | None, cpuset: str | None) -> Iterator[list[Path]]:
     """Make cgroups with limits, v1 or v2, as many as that takes."""
     name = f"sysfsd-test-{os.getpid()}-{next(_numbers)}"
-    values = {}
+    values: dict[str, dict[str, str]] = {}
     if memory is not None:
         values["memory"] = {"memory.limit_in_bytes": f"{memory}", "memory.max": f"{memory}"}
     if cpus is not None:
@@ -126,11 +159,18 @@ def _cgroups(memory: int | None, cpus: float | None) -> Iterator[list[Path]]:
         values["cpu"] = {"cpu.cfs_quota_us": f"{quota}", "cpu.max": f"{quota} 100000"}
     made: list[Path] = []
     tree, own = CgroupTree.of_host(), read_cgroup_paths(os.getpid())
-    try:
+    if cpus is not None and tree.controller(own, "cpuacct") is not None:  # v1
+        values["cpuacct"] = {}
+    if cpuset is not None:
+        values["cpuset"] = {"cpuset.mems": "0", "cpuset.cpus": cpuset}
+    with ExitStack() as stack:
+        stack.callback(_remove, made)
         for controller, files in values.items():
             cgroup = tree.controller(own, controller)
             if cgroup is None:
                 pytest.skip(f"no {controller} controller on this host")
+            if cgroup.version == 2 and controller == "cpuset":
+                stack.enter_context(_enabled(Path(cgroup.mountpoint), controller))
             path = Path(cgroup.mountpoint, name)
             if path not in made:
                 path.mkdir()
@@ -139,7 +179,20 @@ def _cgroups(memory: int | None, cpus: float | None) -> Iterator[list[Path]]:
                 if (path / file).exists():
                     (path / file).write_text(value)
         yield made
-    finally:
-        for path in made:
-            until(lambda path=path: not (path / "cgroup.procs").read_text(), "an empty cgroup")  # type: ignore[misc]
-            path.rmdir()
+
+
+def _remove(cgroups: list[Path]) -> None:
+    for path in cgroups:
+        until(lambda path=path: not (path / "cgroup.procs").read_text(), "an empty cgroup")  # type: ignore[misc]
+        path.rmdir()
+
+
+@contextmanager
+def _enabled(root: Path, controller: str) -> Iterator[None]:
+    """Have a v2 controller enabled below the root meanwhile: systemd enables those it uses."""
+    control = root / "cgroup.subtree_control"
+    before = controller in control.read_text().split()
+    control.write_text(f"+{controller}")
+    yield
+    if not before:
+        control.write_text(f"-{controller}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sysfsd.facts.collector import Facts, FactsCollector
 from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree, read_cgroup_paths
+from sysfsd.policy import DEFAULT, Policy
 from tests.support.views import EACH, view
 
 FIXTURES = Path(__file__).parent.parent / "pure/fixtures"
@@ -31,6 +32,7 @@ class Record:
     started: float
     cgroup: CgroupPaths
     domain: int | None = None
+    policy: Policy = DEFAULT
 
 
 class Machine:
