@@ -452,6 +452,14 @@ def test_vmstat_of_a_v1_container() -> None:
     assert shown["nr_anon_pages"] == stat["total_rss"] // 4096
 
 
+def test_v1_events_are_those_of_all_cgroups_below(v1: Path) -> None:
+    path = v1 / "sys/fs/cgroup/memory/engine/web/memory.stat"
+    path.write_text("pgfault 3\npgmajfault 1\ntotal_pgfault 8\ntotal_pgmajfault 2\n")
+    shown = vmstat(collector(v1).facts(record(v1, V1_PID)))
+
+    assert (shown["pgfault"], shown["pgmajfault"]) == (8, 2)
+
+
 def test_v1_counts_oom_kills(v1: Path) -> None:
     control = v1 / "sys/fs/cgroup/memory/engine/web/memory.oom_control"
     control.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n")
