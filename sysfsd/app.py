@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pyfuse3
@@ -15,6 +17,7 @@ import structlog
 import trio
 
 from sysfsd import __version__, state
+from sysfsd.binds import plan
 from sysfsd.channel import device
 from sysfsd.channel.counters import ChannelCounters
 from sysfsd.channel.relay import MAX_IN_FLIGHT, Relay
@@ -26,11 +29,15 @@ from sysfsd.control.server import ControlServer, listening
 from sysfsd.facts.collector import FactsCollector
 from sysfsd.facts.keeper import Keeper
 from sysfsd.facts.load import INTERVAL_SECONDS
+from sysfsd.facts.pressure import resources_of_kernel
 from sysfsd.filesystem.callers import CallersOperations
 from sysfsd.filesystem.identity import Identity
 from sysfsd.filesystem.pinned import PinnedOperations
+from sysfsd.filesystem.pressure import PressureOperations
 from sysfsd.filesystem.rendering import HostFiles, Renderer
 from sysfsd.filesystem.tree import Tree
+from sysfsd.filesystem.triggers import Triggers
+from sysfsd.kernel import capabilities
 from sysfsd.kernel.cgroups import CgroupTree
 from sysfsd.log import RateLimit
 from sysfsd.notify import notify
@@ -39,7 +46,7 @@ from sysfsd.scripts import START
 from sysfsd.views import LINKS, VIEWS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from sysfsd.config import Config
     from sysfsd.facts.load import LoadSampler
@@ -47,6 +54,15 @@ if TYPE_CHECKING:
     from sysfsd.policy import Policy
 
 _UNCOVER_SECONDS = 20.0
+
+_PRESSURE_SECONDS = 10.0
+_PRESSURE = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+from sysfsd.cli import main
+sys.exit(main())
+"""
+_PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 _log = structlog.get_logger(__name__)
 
@@ -74,7 +90,8 @@ async def serve(config: Config) -> None:
         stack.callback(background.cancel_scope.cancel)
 
         tree = Tree(VIEWS, HostFiles().has, LINKS)
-        collector = FactsCollector(tree=CgroupTree.of_host(), keeper=keeper)
+        cgroups = CgroupTree.of_host()
+        collector = FactsCollector(tree=cgroups, keeper=keeper)
         renderer = Renderer(limit)
         registry = Registry(background, policy=config.policy())
         reservations = Reservations(background, user=config.subid_user)
@@ -117,12 +134,18 @@ async def serve(config: Config) -> None:
             collector=collector,
             pinner=pinner,
             tree=tree,
+            binds=lambda record: plan(cgroups, record, pressure=pressure),
             mountpoint=config.mountpoint,
             state_dir=config.state_dir,
             stage=stage,
             stats=stats,
         )
         server = ControlServer(methods.table(), limit)
+        pressure = None
+        if cgroups.nsdelegate:
+            directory = os.path.join(config.state_dir, "pressure")
+            if await stack.enter_async_context(_pressure_mounted(directory, config.control)):
+                pressure = directory
         background.start_soon(server.serve, listener)
 
         _log.info(
@@ -162,9 +185,95 @@ async def mount(directory: str, control: str, policy: Policy) -> None:
             _channel(directory, operations, node_in_handle=False)
         )
         background.start_soon(_sample_loads, collector.load_sampler)
+        await stack.enter_async_context(
+            _pressure_mounted(os.path.join(directory, "proc/pressure"), control)
+        )
         _log.info("mounted", directory=directory)
         await _until(signals, relay)
     _log.info("unmounted", directory=directory)
+
+
+async def mount_pressure(directory: str, control: str) -> None:
+    """Show callers their own pressure at a directory, until the end of stdin.
+
+    Signals are for whoever started us: a terminal and systemd send them to us as well, but our
+    files are to be there for as long as theirs.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    limit = RateLimit()
+    # What we open for callers then is subject to the rules for those without privilege: only
+    # windows of whole 2 s, which cost the kernel no real-time thread (psi_trigger_create).
+    capabilities.give_up(capabilities.CAP_SYS_RESOURCE)
+    _raise_descriptor_limit()
+    async with AsyncExitStack() as stack:
+        device.prepare_mountpoint(directory, make=True)
+        triggers = stack.enter_context(Triggers())
+        background = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(background.cancel_scope.cancel)
+
+        operations = PressureOperations(
+            resources=resources_of_kernel(),
+            tree=CgroupTree.of_host(),
+            identity=Identity(control, limit),
+            triggers=triggers,
+            limit=limit,
+        )
+        relay = await stack.enter_async_context(
+            _channel(directory, operations, node_in_handle=False)
+        )
+        background.start_soon(triggers.run)
+        print("ready", flush=True)  # noqa: T201 - to whoever started us
+        async with trio.open_nursery() as nursery:
+            for ending in (relay.ended.wait, partial(trio.lowlevel.wait_readable, 0)):
+                nursery.start_soon(_cancelling, nursery, ending)
+
+
+@asynccontextmanager
+async def _pressure_mounted(directory: str, control: str) -> AsyncIterator[bool]:
+    """Have pressure files at a directory, by a process of their own: pyfuse3 has one mount in each.
+
+    Yields whether they are there. The kernel may count no pressure; and without them all else works
+    as ever, only triggers don't.
+    """
+    if not resources_of_kernel():
+        yield False
+        return
+    command = [
+        *(sys.executable, "-I", "-c", _PRESSURE, _PACKAGES),
+        *("mount", "--pressure", "--control", control, directory),
+    ]
+    process = await trio.lowlevel.open_process(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        ready = False
+        with trio.move_on_after(_PRESSURE_SECONDS):
+            ready = bool(await process.stdout.receive_some())
+        if not ready:
+            _log.warning("no pressure triggers: their process did not start")
+        async with trio.open_nursery() as nursery:
+            if ready:
+                nursery.start_soon(_complain_about, process)
+            yield ready
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            await process.stdin.aclose()  # which it takes for the end
+            await process.stdout.aclose()
+            with trio.move_on_after(_PRESSURE_SECONDS):
+                await process.wait()
+            process.kill()
+            await process.wait()
+            # What it leaves if killed. In a thread: the way there may lead through our own mount.
+            await trio.to_thread.run_sync(device.unmount, directory)
+
+
+async def _complain_about(process: trio.Process) -> None:
+    status = await process.wait()
+    _log.error("no pressure triggers any more: their process ended", status=status)
 
 
 @asynccontextmanager
@@ -186,6 +295,12 @@ async def _channel(
         # First of all to be undone: nobody finds the file system there and no one answering.
         stack.callback(device.unmount, mountpoint)
         yield relay
+
+
+async def _cancelling(nursery: trio.Nursery, wait: Callable[[], Awaitable[None]]) -> None:
+    """Wait, and end a nursery's other tasks then."""
+    await wait()
+    nursery.cancel_scope.cancel()
 
 
 async def _until(signals: AsyncIterator[int], relay: Relay) -> None:

@@ -1,10 +1,11 @@
 """Putting views into a container's mount namespace, and taking them away.
 
-A view is a bind of one file of the pinned subtree over the kernel's file of the same name. Leaf
-files only: a FUSE *directory* over /proc/sys is what makes today's runc refuse a procfs, and a leaf
-leaves everything else the kernel's. The binds are made from outside the container's user namespace
-but in its own mount namespace, which leaves them unlocked (mount_namespaces(7)): its root may
-unmount them and then sees the kernel's file, and inner runtimes may still mount a procfs.
+A view is a bind of one file over the kernel's file of the same name: of a file of the pinned
+subtree, or of one that can do more (``binds``). Leaf files only: a FUSE *directory* over /proc/sys
+is what makes today's runc refuse a procfs, and a leaf leaves everything else the kernel's. The
+binds are made from outside the container's user namespace but in its own mount namespace, which
+leaves them unlocked (mount_namespaces(7)): its root may unmount them and then sees the kernel's
+file, and inner runtimes may still mount a procfs.
 
 Both functions move *the whole process* into other mount namespaces for a moment, which the kernel
 allows to a process with one thread only (setns(2)): the hook and the command line. They come back
@@ -26,48 +27,75 @@ from sysfsd.kernel import namespaces, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, TypeAlias
+
+    BindSource: TypeAlias = Mapping[str, Any]
+    """An absolute ``directory``, the ``path`` of a file below it, and the file system that it must
+    be on (``magic``, linux/magic.h)."""
+
+    FileKey: TypeAlias = tuple[int, int]
+    """``(st_dev, st_ino)``. A file of a cgroup has a number that none had before it (kernfs)."""
+
+_FROM_CGROUP = "proc/pressure/"
+"""The views that may be bound from a cgroup."""
 
 _KERNEL_FILE_SYSTEMS = {"proc": syscalls.PROC_SUPER_MAGIC, "sys": syscalls.SYSFS_MAGIC}
 
 
 def attach(
-    *, daemon: int, subtree: str, views: Sequence[str], init: int, rootfs: str = "/"
+    *,
+    daemon: int,
+    subtree: str,
+    views: Sequence[str],
+    binds: Mapping[str, BindSource],
+    init: int,
+    rootfs: str = "/",
 ) -> list[str]:
     """Bind ``views`` over a container's files and return the paths that were there to cover.
 
+    Those that ``binds`` names get that file, if it is there; all others get theirs of ``subtree``.
+
     ``daemon`` and ``init`` are pidfds: of the daemon, in whose mount namespace ``subtree``
-    (``/var/lib/sysfsd/containers/<id>``) is an absolute path, and of the container's init, in whose
-    mount namespace ``rootfs`` is one. Before pivot_root(2) that is the bundle's root file system,
-    later ``/``. A file that the container does not have is left out; one that is covered by this
-    very daemon stays as it is.
+    (``/var/lib/sysfsd/containers/<id>``) is an absolute path and so are those in ``binds``, and of
+    the container's init, in whose mount namespace ``rootfs`` is one. Before pivot_root(2) that is
+    the bundle's root file system, later ``/``. A file that the container does not have is left out;
+    one that is covered as it should be stays as it is.
 
     Raises ``Refused`` when a target is not what the kernel put there (a symlink, another file
     system), ``OSError`` when the kernel refuses.
     """
-    trees = _clone_views(daemon, subtree, views)
+    trees, device = _clone_views(daemon, subtree, views, binds)
     try:
         return _in_container(
             init,
             rootfs,
-            lambda root: [view for view, tree in trees.items() if _cover(root, view, tree)],
+            lambda root: [view for view, tree in trees.items() if _cover(root, view, tree, device)],
         )
     finally:
         for tree in trees.values():
             os.close(tree)
 
 
-def detach(*, device: int, views: Sequence[str], init: int) -> list[str]:
+def detach(
+    *, device: int, views: Sequence[str], bound: Mapping[str, FileKey], init: int
+) -> list[str]:
     """Uncover a running container's files and return the paths that were covered.
 
-    ``device`` is the ``st_dev`` of the daemon's file system: nobody else's mount is touched.
+    ``device`` is the ``st_dev`` of the daemon's file system, and ``bound`` says which files from
+    elsewhere `attach` may have bound: nobody else's mount is touched.
     """
     return _in_container(
-        init, "/", lambda root: [view for view in views if _uncover(root, view, device)]
+        init,
+        "/",
+        lambda root: [view for view in views if _uncover(root, view, device, bound.get(view))],
     )
 
 
-def _clone_views(daemon: int, subtree: str, views: Sequence[str]) -> dict[str, int]:
+def _clone_views(
+    daemon: int, subtree: str, views: Sequence[str], binds: Mapping[str, BindSource]
+) -> tuple[dict[str, int], int]:
+    """Return detached clones of the files to bind, and the ``st_dev`` of the subtree."""
     # open_tree(2) clones only mounts of the caller's own mount namespace, and the daemon's may not
     # be ours: engines run with private ones, and so does a hook below sysfsd-runc.
     home = namespaces.open_namespace(os.getpid(), "mnt")
@@ -76,13 +104,16 @@ def _clone_views(daemon: int, subtree: str, views: Sequence[str]) -> dict[str, i
         syscalls.setns(daemon, syscalls.CLONE_NEWNS)
         base = os.open(subtree, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
+            device = os.fstat(base).st_dev
             for view in views:
-                tree = trees[view] = syscalls.open_tree(base, view)
+                tree = _clone_from_elsewhere(binds[view]) if view in binds else None
+                ours = tree is None
+                trees[view] = tree = syscalls.open_tree(base, view) if tree is None else tree
                 # A clone stays in the peer group of its original, and a systemd host shares all it
                 # mounts: what the container mounts over its view would be mounted on the host, too.
-                # Read-only, because an ordinary container's root is the host's: it opens what has
-                # no permission bits for it, too, and would be told so only when it writes.
-                syscalls.make_private(tree, read_only=True)
+                # Ours read-only, because an ordinary container's root is the host's: it opens what
+                # has no permission bits for it, too, and would be told so only when it writes.
+                syscalls.make_private(tree, read_only=ours)
         finally:
             os.close(base)
     except BaseException:
@@ -91,7 +122,38 @@ def _clone_views(daemon: int, subtree: str, views: Sequence[str]) -> dict[str, i
         raise
     finally:
         _come_back(home)
-    return trees
+    return trees, device
+
+
+def _clone_from_elsewhere(source: BindSource) -> int | None:
+    """Clone a file; None if it is not there.
+
+    A cgroup's counters may be switched off, and the process behind a mount may have ended.
+    """
+    base = os.open(source["directory"], os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        # Whoever a cgroup is delegated to names what is below: no way leads out of the hierarchy.
+        found = syscalls.openat2(
+            base,
+            source["path"],
+            os.O_PATH,
+            syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV,
+        )
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENOTCONN}:
+            return None
+        raise
+    finally:
+        os.close(base)
+    try:
+        if syscalls.filesystem_magic(found) != source["magic"]:
+            raise Refused(
+                f"{source['directory']} is not what was mounted there: not attached; "
+                "restart the sysfsd daemon, so that it looks again"
+            )
+        return syscalls.open_tree(found, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH)
+    finally:
+        os.close(found)
 
 
 def _in_container(init: int, rootfs: str, work: Callable[[int], list[str]]) -> list[str]:
@@ -141,13 +203,18 @@ def _open_beneath(root: int, view: str) -> int | None:
         raise
 
 
-def _cover(root: int, view: str, tree: int) -> bool:
+def _cover(root: int, view: str, tree: int, device: int) -> bool:
     while (target := _open_beneath(root, view)) is not None:
         try:
-            if os.fstat(target).st_dev == os.fstat(tree).st_dev:
+            found, wanted = os.fstat(target), os.fstat(tree)
+            if found.st_dev == device or _key(found) == _key(wanted):
                 return True
-            wanted = _KERNEL_FILE_SYSTEMS[view.partition("/")[0]]
-            if syscalls.filesystem_magic(target) != wanted:
+            magic = syscalls.filesystem_magic(target)
+            if magic == syscalls.CGROUP2_SUPER_MAGIC and view.startswith(_FROM_CGROUP):
+                # Of an earlier daemon, and of the cgroup that it knew the container to be in.
+                _unmount(root, view)
+                continue
+            if magic != _KERNEL_FILE_SYSTEMS[view.partition("/")[0]]:
                 raise Refused(
                     f"/{view} of the container is not the kernel's file: not attached; "
                     "leave out the mount that covers it"
@@ -157,8 +224,7 @@ def _cover(root: int, view: str, tree: int) -> bool:
             # What a daemon leaves that was killed: out of the way, and look again.
             if error.errno != errno.ENOTCONN:
                 raise
-            os.fchdir(root)
-            syscalls.umount(view, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
+            _unmount(root, view)
         else:
             return True
         finally:
@@ -166,16 +232,29 @@ def _cover(root: int, view: str, tree: int) -> bool:
     return False
 
 
-def _uncover(root: int, view: str, device: int) -> bool:
+def _uncover(root: int, view: str, device: int, bound: FileKey | None) -> bool:
     os.fchdir(root)
     covered = False
     while True:
         try:
-            if os.stat(view, follow_symlinks=False).st_dev != device:
+            found = os.stat(view, follow_symlinks=False)
+            if found.st_dev != device and _key(found) != bound:
                 return covered
-            # By its path, because umount2(2) knows no descriptors. Whoever exchanges the path
-            # meanwhile is the container, and loses a mount of its own.
-            syscalls.umount(view, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
         except FileNotFoundError:
             return covered
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:  # as above
+                raise
+        _unmount(root, view)
         covered = True
+
+
+def _key(found: os.stat_result) -> FileKey:
+    return found.st_dev, found.st_ino
+
+
+def _unmount(root: int, view: str) -> None:
+    # By its path, because umount2(2) knows no descriptors. Whoever exchanges the path meanwhile is
+    # the container, and loses a mount of its own.
+    os.fchdir(root)
+    syscalls.umount(view, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)

@@ -109,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--config", metavar="FILE")
     mount = command("mount", _mount, "show every caller its own view at a directory")
     mount.add_argument("directory", metavar="DIR")
+    # How we start ourselves, see app.
+    mount.add_argument("--pressure", action="store_true", help=argparse.SUPPRESS)
     for daemon in (serve, mount):
         daemon.add_argument("--log-level", choices=LOG_LEVELS, default="info")
 
@@ -149,8 +151,10 @@ def _serve(options: argparse.Namespace) -> int:
 def _mount(options: argparse.Namespace) -> int:
     from sysfsd import app  # noqa: PLC0415
 
-    directory, policy = os.path.abspath(options.directory), load().policy()
-    return _run(options.log_level, app.mount, directory, _control(options), policy)
+    directory, control = os.path.abspath(options.directory), _control(options)
+    if options.pressure:
+        return _run(options.log_level, app.mount_pressure, directory, control)
+    return _run(options.log_level, app.mount, directory, control, load().policy())
 
 
 def _run(level: str, function: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> int:

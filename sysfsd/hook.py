@@ -148,6 +148,7 @@ def give_views(state: State, control: str, flags: dict[str, str], *, delegate: b
                 daemon=daemon,
                 subtree=os.path.join(mountpoint, registered["directory"]),
                 views=registered["views"],
+                binds=registered.get("binds", {}),
                 init=init,
                 rootfs=rootfs,
             )

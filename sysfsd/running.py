@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
@@ -21,6 +22,7 @@ from sysfsd.kernel.procfs import init_of_pid_namespace, pid_namespace
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from sysfsd.attach import BindSource, FileKey
     from sysfsd.kernel.cgroups import CgroupPaths
 
 _AT_ONCE = 32
@@ -46,6 +48,7 @@ def give_views(
             daemon=client.daemon_pidfd(),
             subtree=os.path.join(client.call("hello", {})["mountpoint"], registered["directory"]),
             views=registered["views"],
+            binds=registered.get("binds", {}),
             init=init,
         )
     except BaseException:
@@ -61,13 +64,27 @@ def take_views(client: Client, pid: int) -> tuple[str, list[str]]:
     container = _registered_ids(client).get(init_pid)
     if container is None:
         raise NoSuchContainer(f"the container of process {pid} is not registered; see: sysfsd ps")
-    views = client.call("register", {"id": container}, [init])["views"]  # the same again
+    registered = client.call("register", {"id": container}, [init])  # the same again
     hello = client.call("hello", {})
     # The daemon may live in another mount namespace than we do.
-    device = os.stat(f"/proc/{hello['pid']}/root{hello['mountpoint']}").st_dev
-    uncovered = detach(device=device, views=views, init=init)
+    root = f"/proc/{hello['pid']}/root"
+    uncovered = detach(
+        device=os.stat(f"{root}{hello['mountpoint']}").st_dev,
+        views=registered["views"],
+        bound=_keys(root, registered.get("binds", {})),
+        init=init,
+    )
     client.call("release", {"id": container})
     return container, uncovered
+
+
+def _keys(root: str, binds: Mapping[str, BindSource]) -> dict[str, FileKey]:
+    keys = {}
+    for view, source in binds.items():
+        with contextlib.suppress(OSError):  # gone, or never there
+            found = os.lstat(f"{root}{source['directory']}/{source['path']}")
+            keys[view] = (found.st_dev, found.st_ino)
+    return keys
 
 
 def take_all_views(client: Client, patience: float = 1.0) -> list[str]:

@@ -55,7 +55,8 @@ def unmount(mountpoint: str) -> None:
     try:
         syscalls.umount(mountpoint, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
     except OSError as error:
-        if error.errno not in {errno.EINVAL, errno.ENOENT}:
+        # ENOTCONN: it is inside of another mount of ours, and that one is dead.
+        if error.errno not in {errno.EINVAL, errno.ENOENT, errno.ENOTCONN}:
             raise
 
 

@@ -18,6 +18,7 @@ from sysfsd.views import attach_points
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from sysfsd.attach import BindSource
     from sysfsd.coherence import Coherence
     from sysfsd.containers.record import ContainerRecord
     from sysfsd.containers.registry import Registry
@@ -41,6 +42,7 @@ class Methods:
         collector: FactsCollector,
         pinner: Pinner,
         tree: Tree,
+        binds: Callable[[ContainerRecord], Mapping[str, BindSource]],
         mountpoint: str,
         state_dir: str,
         stage: str,
@@ -53,6 +55,7 @@ class Methods:
         self._pinner = pinner
         self._tree = tree
         self._points = attach_points(tree.views)
+        self._binds = binds
         self._hello = {
             "version": __version__,
             "pid": os.getpid(),
@@ -113,7 +116,11 @@ class Methods:
         if settings or record.policy.cpu == CPU_PIN:
             # Before its first process counts its CPUs.
             await self._pinner.settle()
-        return {"directory": f"containers/{container}", "views": self._points}
+        return {
+            "directory": f"containers/{container}",
+            "views": self._points,
+            "binds": self._binds(record),
+        }
 
     async def release(self, parameters: Message, _fds: Sequence[int]) -> Message:
         """Drop a record."""

@@ -3,7 +3,7 @@
 A stream socket carries one JSON object a line, UTF-8, ``LINE_LIMIT`` bytes at most::
 
     {"method": "register", "parameters": {"id": "web"}}        (a pidfd rides along, SCM_RIGHTS)
-    {"result": {"directory": "containers/web", "views": [...]}}
+    {"result": {"directory": "containers/web", "views": [...], "binds": {...}}}
     {"error": {"code": "exists", "message": "..."}}
 
 ``register`` may bring settings of the container's policy: ``"policy": {"cpu-policy": "pin"}``.

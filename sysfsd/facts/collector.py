@@ -18,6 +18,7 @@ from sysfsd.facts.kept import Kept
 from sysfsd.facts.load import LoadFacts, LoadSampler, Target
 from sysfsd.facts.memory import MemoryFacts, read_memory, read_oom_kills
 from sysfsd.facts.nodes import NodesFacts, read_nodes
+from sysfsd.facts.pressure import Stall, read_pressure
 from sysfsd.facts.sourced import Sourced, saturating_sub
 from sysfsd.policy import DEFAULT, HIGH_LIMIT, Policy
 
@@ -134,6 +135,7 @@ class Facts:
         oom_kills: Callable[[], Sourced[int]],
         nodes: Callable[[Facts], NodesFacts],
         hugepages: Callable[[], HugePagesFacts],
+        pressure: Callable[[str], Sourced[tuple[Stall, ...]]],
     ) -> None:
         self.host = host
         self.started = started
@@ -150,6 +152,7 @@ class Facts:
         self._oom_kills = oom_kills
         self._nodes = nodes
         self._hugepages = hugepages
+        self._pressure = pressure
 
     @cached_property
     def uptime(self) -> Sourced[int]:
@@ -195,6 +198,10 @@ class Facts:
     def hugepages(self) -> HugePagesFacts:
         """The huge pages that it may use."""
         return self._hugepages()
+
+    def pressure(self, resource: str) -> Sourced[tuple[Stall, ...]]:
+        """For how long its tasks waited for a resource."""
+        return self._pressure(resource)
 
 
 class FactsCollector:
@@ -326,6 +333,7 @@ class FactsCollector:
             nodes=lambda facts: read_nodes(
                 self._tree, paths, host, cpus=facts.cpu, memory=facts.memory
             ),
+            pressure=lambda resource: read_pressure(self._tree, paths, resource),
         )
 
     def _advance_clock(self, key: Hashable, paths: CgroupPaths, facts: Facts) -> CpuTimesFacts:

@@ -11,6 +11,7 @@ import trio
 
 from sysfsd.control.client import Client
 from sysfsd.errors import NoSuchContainer, SysfsdError
+from sysfsd.kernel.cgroups import CgroupPaths
 from sysfsd.kernel.procfs import read_text
 
 if TYPE_CHECKING:
@@ -80,6 +81,18 @@ class Identity:
                 return text.encode()
 
         return await self._ask(show)
+
+    async def cgroup_of(self, container: str) -> CgroupPaths | None:
+        """Where a registered container sits, as the daemon knows it; None if it cannot say."""
+
+        def look() -> CgroupPaths | None:
+            with Client(self._control, timeout=ANSWER_SECONDS) as client:
+                for each in client.call("list", {})["containers"]:
+                    if each["id"] == container:
+                        return CgroupPaths(tuple(each["cgroup"].items()))
+            return None
+
+        return await self._ask(look)
 
     def _daemon_there(self) -> bool:
         return os.path.exists(self._control)

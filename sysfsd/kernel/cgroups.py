@@ -239,6 +239,8 @@ class Hierarchy:
     """The cgroup that is mounted there: ``/`` unless somebody mounted a part."""
     controllers: frozenset[str]
     """v1: the controllers it was mounted with. Empty for v2, which says so in each cgroup."""
+    nsdelegate: bool = False
+    """v2: whether cgroup namespaces are boundaries (cgroup-v2.rst, "Model of Delegation")."""
 
     def cgroup(self, path: str) -> Cgroup | None:
         """Return the cgroup at a path of /proc/<pid>/cgroup; None if it is not under this mount.
@@ -275,6 +277,11 @@ class CgroupTree:
     def of_host(cls, proc: str = "/proc") -> CgroupTree:
         """Find the hierarchies that are mounted where we run; raises OSError without procfs."""
         return cls.from_mountinfo(read_text(f"{proc}/self/mountinfo"))
+
+    @property
+    def nsdelegate(self) -> bool:
+        """Whether v2 keeps who is in a cgroup namespace from writing most files of its root."""
+        return self._v2 is not None and self._v2.nsdelegate
 
     def controller(self, paths: CgroupPaths, name: str) -> Cgroup | None:
         """Return the cgroup that a controller accounts these paths to; None if nobody does.
@@ -367,4 +374,5 @@ def _parse_hierarchies(text: str, base: str) -> Iterator[Hierarchy]:
             # The super options of a v1 mount name its controllers among ordinary options such as
             # "rw" and "release_agent=..."; those that are no controller are never asked for.
             controllers=frozenset(options[2].split(",") if version == 1 else ()),
+            nsdelegate=version == 2 and "nsdelegate" in options[2].split(","),
         )

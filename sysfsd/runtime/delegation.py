@@ -4,6 +4,11 @@ What delegation is, is the kernel's definition (Documentation/admin-guide/cgroup
 Delegation"): the directory and the files that move processes, never the files that carry limits.
 Those stay the host's, so the limits can't be raised from inside.
 
+The pressure files of cgroup v2 are given as well. Writing there sets no limit: it asks to be woken
+when tasks wait too long, for as long as the file is open, and one trigger an open file. The same
+is allowed to everybody in /proc/pressure, and to the container's root in each cgroup that it makes
+itself; this is the one in between.
+
 On the hook's path: standard library only.
 """
 
@@ -25,6 +30,9 @@ V1_FILES = ("cgroup.procs", "tasks")
 
 V2_FILES_LIST = "/sys/kernel/cgroup/delegate"
 """Where the kernel (4.15 and later) names the delegatable files, one a line."""
+
+
+PRESSURE_FILES = ("cpu.pressure", "memory.pressure", "io.pressure", "irq.pressure")
 
 
 def delegate(pid: int, pidfd: int) -> list[str]:
@@ -71,7 +79,7 @@ def cgroups_of(pid: int) -> Iterator[tuple[str, tuple[str, ...]]]:
             "/",
         )
         if path != "/" and ".." not in path.split("/"):
-            files = V1_FILES if mount.fstype == "cgroup" else _v2_files()
+            files = V1_FILES if mount.fstype == "cgroup" else (*_v2_files(), *PRESSURE_FILES)
             yield mount.point + path, files
 
 
@@ -107,6 +115,6 @@ def _chown(base: int, files: tuple[str, ...], uid: int, gid: int) -> None:
         try:
             os.chown(name, uid, gid, dir_fd=base, follow_symlinks=False)
         except OSError as error:
-            # A v2 file of a controller that is not enabled here.
+            # A v2 file of a controller that is not enabled here, or that this kernel has not.
             if error.errno != errno.ENOENT:
                 raise

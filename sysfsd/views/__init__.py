@@ -14,6 +14,7 @@ from sysfsd.views import (
     loadavg,
     meminfo,
     partitions,
+    pressure,
     slabinfo,
     stat,
     swaps,
@@ -57,6 +58,10 @@ VIEWS: tuple[View | Family, ...] = (
     View("proc/partitions", partitions.sources, partitions.text),
     View("proc/vmstat", vmstat.sources, vmstat.text),
     View("proc/slabinfo", slabinfo.sources, slabinfo.text, mode=0o400),
+    View("proc/pressure/cpu", pressure.sources("cpu"), pressure.text),
+    View("proc/pressure/memory", pressure.sources("memory"), pressure.text),
+    View("proc/pressure/io", pressure.sources("io"), pressure.text),
+    View("proc/pressure/irq", pressure.sources("irq"), pressure.text),
 )
 """The one table. Append only: the position of a view is part of the inode numbers of its files."""
 

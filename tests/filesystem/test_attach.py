@@ -33,18 +33,18 @@ with Client(control) as client:
     mountpoint = client.call("hello", {})["mountpoint"]
     registered = client.call("register", {"id": "box"}, [init])
     subtree, views = os.path.join(mountpoint, registered["directory"]), registered["views"]
-    device = os.stat(mountpoint).st_dev
+    device, files = os.stat(mountpoint).st_dev, registered["binds"]
     for _ in range(200):
         try:
             signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.004))
-            attach(daemon=daemon, subtree=subtree, views=views, init=init)
-            detach(device=device, views=views, init=init)
+            attach(daemon=daemon, subtree=subtree, views=views, binds=files, init=init)
+            detach(device=device, views=views, bound={}, init=init)
             signal.setitimer(signal.ITIMER_REAL, 0)
         except TimeoutError:
             rung += 1
         assert os.stat("/proc/self/ns/mnt").st_ino == home
     signal.setitimer(signal.ITIMER_REAL, 0)
-    attach(daemon=daemon, subtree=subtree, views=views, init=init)
+    attach(daemon=daemon, subtree=subtree, views=views, binds=files, init=init)
 print(rung)
 """
 

@@ -251,13 +251,14 @@ def test_v1_partitions_and_vmstat_agree_with_diskstats() -> None:
     assert vmstat(facts)["pgpgout"] == 2 * 786432 // 1024
 
 
-def test_v1_who_has_seen_more_of_a_device_is_believed(v1: Path) -> None:
-    """A limit that is new on a device which has had its scheduler for long."""
-    (web(v1) / "blkio.throttle.io_serviced_recursive").write_text("7:241 Read 1\n7:241 Total 1\n")
-    (web(v1) / "blkio.throttle.io_service_bytes_recursive").write_text("7:241 Read 4096\n")
+@pytest.mark.parametrize(("size", "reads"), [(4096, 35), (1 << 30, 7)])
+def test_v1_who_has_seen_more_of_a_device_is_believed(v1: Path, size: int, reads: int) -> None:
+    """A limit that is new on a device which has had its scheduler for long, or the reverse."""
+    (web(v1) / "blkio.throttle.io_serviced_recursive").write_text("7:241 Read 7\n7:241 Total 7\n")
+    (web(v1) / "blkio.throttle.io_service_bytes_recursive").write_text(f"7:241 Read {size}\n")
     facts = collector(v1).facts(record(v1, V1_PID))
 
-    assert [(each.name, each.counters.reads) for each in facts.disk.disks] == [("loop241", 35)]
+    assert [(each.name, each.counters.reads) for each in facts.disk.disks] == [("loop241", reads)]
 
 
 def test_v1_cfq_and_a_scheduler_that_tells_times(v1: Path) -> None:
@@ -451,6 +452,14 @@ def test_vmstat_of_a_v1_container() -> None:
     assert shown["nr_anon_pages"] == stat["total_rss"] // 4096
 
 
+def test_v1_events_are_those_of_all_cgroups_below(v1: Path) -> None:
+    path = v1 / "sys/fs/cgroup/memory/engine/web/memory.stat"
+    path.write_text("pgfault 3\npgmajfault 1\ntotal_pgfault 8\ntotal_pgmajfault 2\n")
+    shown = vmstat(collector(v1).facts(record(v1, V1_PID)))
+
+    assert (shown["pgfault"], shown["pgmajfault"]) == (8, 2)
+
+
 def test_v1_counts_oom_kills(v1: Path) -> None:
     control = v1 / "sys/fs/cgroup/memory/engine/web/memory.oom_control"
     control.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n")
@@ -483,6 +492,19 @@ def test_vmstat_agrees_with_meminfo(tree: str) -> None:
     total = kilobytes["MemTotal"] // 4
     assert all(count <= total for name, count in pages.items() if name.startswith("nr_dirty"))
     assert 0 < pages["nr_dirty_background_threshold"] < pages["nr_dirty_threshold"] < total
+
+
+def test_a_sum_of_amounts_is_no_more_than_all_memory(v2: Path) -> None:
+    """Read while pages turn from dirty to being written: both may be all of the page cache."""
+    size = 256 << 20
+    (scope(v2) / "memory.current").write_text(f"{size}\n")
+    (scope(v2) / "memory.stat").write_text(
+        f"file {size}\nfile_dirty {size}\nfile_writeback {size}\n"
+    )
+    shown = vmstat(collector(v2).facts(record(v2, 4242)))
+
+    assert shown["nr_dirty"] == shown["nr_writeback"] == size // 4096
+    assert shown["nr_zone_write_pending"] == size // 4096
 
 
 def test_vmstat_of_the_whole_machine_agrees_with_its_meminfo_and_tells_no_events(v2: Path) -> None:

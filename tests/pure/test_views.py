@@ -31,6 +31,8 @@ from tests.support.views import PATHS, view
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sysfsd.facts.pressure import Stall
+
 FIXTURES = Path(__file__).parent / "fixtures"
 V1_PID = int((FIXTURES / "cgroup-v1/pid").read_text())
 SECOND = 1_000_000_000
@@ -64,6 +66,10 @@ def unused() -> MemoryFacts:
     raise AssertionError("this view should not read it")
 
 
+def no_pressure(resource: str) -> Sourced[tuple[Stall, ...]]:
+    raise AssertionError("this view should not read it")
+
+
 def make_facts(
     *,
     host: HostFacts | None = None,
@@ -87,6 +93,7 @@ def make_facts(
         oom_kills=lambda: Sourced(0, "memory.events"),
         nodes=lambda facts: nodes,
         hugepages=lambda: HugePagesFacts(Sourced(0, ""), Sourced(0, ""), 2 << 20),
+        pressure=no_pressure,
     )
 
 

@@ -32,6 +32,8 @@ syscalls.unshare(kinds)
 child = os.fork()
 if child == 0:
     assert sys.stdin.readline()
+    if sys.argv[2:]:
+        syscalls.unshare(syscalls.CLONE_NEWCGROUP)
     if kinds & syscalls.CLONE_NEWUSER:
         os.setgroups([])
         os.setresgid(0, 0, 0)
@@ -106,20 +108,25 @@ def container(
     memory: int | None = None,
     cpus: float | None = None,
     cpuset: str | None = None,
+    unified: bool = False,
+    cgroup_namespace: bool = False,
     user_namespace: bool = True,
 ) -> Iterator[Container]:
-    """Run a container; ``memory`` in bytes, ``cpus`` and ``cpuset`` as Docker's."""
+    """Run a container; ``memory`` in bytes, ``cpus`` and ``cpuset`` as Docker's.
+
+    ``unified`` gives it a cgroup of its own in the v2 hierarchy, limited or not.
+    """
     from sysfsd.kernel import syscalls
 
     kinds = syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNS
     if user_namespace:
         kinds |= syscalls.CLONE_NEWUSER
     with ExitStack() as stack:
-        limits = memory, cpus, cpuset
+        limits = memory, cpus, cpuset, unified
         cgroups = stack.enter_context(_cgroups(*limits)) if any(limits) else []
         launcher = stack.enter_context(
             subprocess.Popen(
-                [sys.executable, "-c", _LAUNCHER, str(kinds)],
+                [sys.executable, "-c", _LAUNCHER, str(kinds), *["cgroup"] * cgroup_namespace],
                 cwd=_SOURCES,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -148,7 +155,9 @@ def _kill(pid: int) -> None:
 
 
 @contextmanager
-def _cgroups(memory: int | None, cpus: float | None, cpuset: str | None) -> Iterator[list[Path]]:
+def _cgroups(
+    memory: int | None, cpus: float | None, cpuset: str | None, unified: bool
+) -> Iterator[list[Path]]:
     """Make cgroups with limits, v1 or v2, as many as that takes."""
     name = f"sysfsd-test-{os.getpid()}-{next(_numbers)}"
     values: dict[str, dict[str, str]] = {}
@@ -165,6 +174,13 @@ def _cgroups(memory: int | None, cpus: float | None, cpuset: str | None) -> Iter
         values["cpuset"] = {"cpuset.mems": "0", "cpuset.cpus": cpuset}
     with ExitStack() as stack:
         stack.callback(_remove, made)
+        if unified:
+            root = tree.unified(own)
+            if root is None:
+                pytest.skip("no cgroup v2 on this host")
+            path = Path(root.mountpoint, name)
+            path.mkdir()
+            made.append(path)
         for controller, files in values.items():
             cgroup = tree.controller(own, controller)
             if cgroup is None:

@@ -1,0 +1,47 @@
+"""Giving up a capability of our own (capset(2), capabilities(7))."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+CAP_SYS_RESOURCE = 24
+"""linux/capability.h"""
+
+_VERSION_3 = 0x20080522
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Header(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _Data(ctypes.Structure):
+    """Two of these make the 64 bits, low words first."""
+
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    )
+
+
+def give_up(capability: int) -> None:
+    """Drop a capability for good, from this thread and those that it starts from now on.
+
+    Raises OSError. One that we never had is fine.
+    """
+    header, data = _Header(_VERSION_3, 0), (_Data * 2)()
+    _call("capget", header, data)
+    word, kept = data[capability // 32], ~(1 << capability % 32)
+    word.effective &= kept
+    word.permitted &= kept
+    word.inheritable &= kept
+    _call("capset", header, data)
+
+
+def _call(name: str, header: _Header, data: ctypes.Array[_Data]) -> None:
+    if getattr(_libc, name)(ctypes.byref(header), ctypes.byref(data)) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
