@@ -91,8 +91,8 @@ class Box:
                 lines[name] = CpuLine(user, system, idle)
         return lines
 
-    def cpus(self) -> set[tuple[int, ...]]:
-        """The numbers of its CPUs as each of its files has them: one element if they agree."""
+    def cpus(self) -> dict[str, tuple[int, ...]]:
+        """The numbers of its CPUs as each of its files has them."""
         listed = [name.removeprefix("cpu") for name in self.cpu_lines() if name != "cpu"]
         processors = [
             line.split()[-1]
@@ -104,6 +104,9 @@ class Box:
             for entry in self.path("sys/devices/system/cpu").iterdir()
             if entry.name.removeprefix("cpu").isdigit()
         ]
-        found = {tuple(sorted(map(int, each))) for each in (listed, processors, directories)}
-        online = self.read("sys/devices/system/cpu/online").strip()
-        return found | {parse_cpu_list(online)}
+        return {
+            "stat": tuple(sorted(map(int, listed))),
+            "cpuinfo": tuple(sorted(map(int, processors))),
+            "cpuN": tuple(sorted(map(int, directories))),
+            "online": parse_cpu_list(self.read("sys/devices/system/cpu/online")),
+        }
