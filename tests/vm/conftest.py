@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import subprocess
@@ -114,12 +115,23 @@ def swap(request: pytest.FixtureRequest) -> Iterator[None]:
             yield
         return
     command("modprobe", "zram", "num_devices=1")
+    settings = Path("/sys/block/zram0")
+    (settings / "disksize").write_text("512M")
     try:
-        Path("/sys/block/zram0/disksize").write_text("512M")
         with swap_on("/dev/zram0"):
             yield
     finally:
-        command("modprobe", "--remove", "zram")
+        until(lambda: _reset(settings), "the end of what udev looks for in it")
+
+
+def _reset(zram: Path) -> bool:
+    try:
+        (zram / "reset").write_text("1")
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 @pytest.fixture
