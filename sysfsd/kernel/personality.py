@@ -49,8 +49,11 @@ def domain_of(pid: int, proc: str = "/proc") -> int | None:
 @contextmanager
 def under(domain: int | None) -> Iterator[None]:
     """Have an execution domain, this thread alone; None for our own. Nothing may await in here."""
+    if domain is None:  # then we need not even ask, which systemd's LockPersonality= forbids
+        yield
+        return
     own = syscalls.personality(_ASK)
-    if domain is None or domain == own & _MASK:
+    if domain == own & _MASK:
         yield
         return
     syscalls.personality((own & ~_MASK) | domain)
