@@ -80,7 +80,9 @@ def _clone_views(daemon: int, subtree: str, views: Sequence[str]) -> dict[str, i
                 tree = trees[view] = syscalls.open_tree(base, view)
                 # A clone stays in the peer group of its original, and a systemd host shares all it
                 # mounts: what the container mounts over its view would be mounted on the host, too.
-                syscalls.make_private(tree)
+                # Read-only, because an ordinary container's root is the host's: it opens what has
+                # no permission bits for it, too, and would be told so only when it writes.
+                syscalls.make_private(tree, read_only=True)
         finally:
             os.close(base)
     except BaseException:

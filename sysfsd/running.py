@@ -13,6 +13,7 @@ from sysfsd.attach import attach, detach
 from sysfsd.containers.record import check_id
 from sysfsd.control.client import Client
 from sysfsd.errors import InvalidRequest, NoSuchContainer, Refused
+from sysfsd.facts.placement import placement_of
 from sysfsd.kernel import namespaces
 from sysfsd.kernel.cgroups import read_cgroup_paths
 from sysfsd.kernel.procfs import init_of_pid_namespace, pid_namespace
@@ -135,10 +136,18 @@ def _open_init(pid: int) -> tuple[int, int]:
     # A container that shares the host's pid namespace has no init of its own: the process will do.
     shared = pid_namespace(pid) == pid_namespace("self")
     init_pid = pid if shared else init_of_pid_namespace(pid) or pid
+    if init_pid != pid and _in_another_container(pid, init_pid):
+        init_pid = pid
     init = pidfd if init_pid == pid else os.pidfd_open(init_pid)
     if not namespaces.pidfd_alive(pidfd) or not namespaces.pidfd_alive(init):
         raise InvalidRequest(f"process {pid} is gone")
     return init_pid, init
+
+
+def _in_another_container(pid: int, init: int) -> bool:
+    """Whether the init of a process's pid namespace is not its container's: a pod may share one."""
+    place = placement_of(pid)
+    return place.bounded and place.cgroup != placement_of(init).cgroup
 
 
 def _mount_namespace(pid: int) -> tuple[int, int]:

@@ -31,10 +31,13 @@ class ContainerRecord:
     started: float
     """When its init started, in seconds since boot (CLOCK_BOOTTIME)."""
     cgroup: CgroupPaths
+    """Its own, which its init may sit below (`facts.placement`); decided when it is registered."""
     serial: int
     """Never used again in the life of one daemon; part of the inode numbers of its files."""
     registered_ns: int
     """When it was registered, in ns since the epoch."""
+    domain: int | None = None
+    """Its init's execution domain as of then, where that makes a difference."""
     policy: Policy = DEFAULT
 
 

@@ -12,11 +12,12 @@ import psutil
 import structlog
 import trio
 
+from sysfsd.containers.belonging import innermost
 from sysfsd.containers.record import ContainerRecord
 from sysfsd.errors import ContainerExists, InvalidRequest
 from sysfsd.facts.host import process_started
-from sysfsd.kernel import namespaces
-from sysfsd.kernel.cgroups import read_cgroup_paths
+from sysfsd.facts.placement import placement_of
+from sysfsd.kernel import namespaces, personality
 from sysfsd.policy import DEFAULT, Policy
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Registry:
         self._by_userns: dict[UsernsKey, list[_Entry]] = {}
         self._last_serial = 0
         self._own_userns = _own_user_namespace(proc)
+        self._domains = personality.matters()
         self.changed_ns = time.time_ns()
         """When a record last came or went, in ns since the epoch; never the same twice."""
         self.on_gone: list[Callable[[ContainerRecord], None]] = []
@@ -118,31 +120,27 @@ class Registry:
             self._remove(entry, "container released")
 
     def resolve(self, pidfd: int) -> ContainerRecord | None:
-        """The container that a process belongs to: the nearest registered user namespace above it.
+        """The registered container that a process belongs to; None if it belongs to none.
 
-        None for a process that belongs to none. Raises ``InvalidRequest`` for a dead process.
+        Raises ``InvalidRequest`` for a dead process.
         """
         pid = _pid_of(pidfd, self._proc)
         try:
             fd = namespaces.open_namespace(pid, "user", self._proc)
+            try:
+                lineage = namespaces.user_namespace_lineage(fd)
+            finally:
+                os.close(fd)
+            place = placement_of(pid, self._proc)
         except OSError as error:
-            raise InvalidRequest(f"the caller's user namespace: {error.strerror}") from None
-        try:
-            if not namespaces.pidfd_alive(pidfd):
-                raise InvalidRequest("the caller is gone")
-            lineage = namespaces.user_namespace_lineage(fd)
-        finally:
-            os.close(fd)
-        return self.nearest(lineage)
-
-    def nearest(self, lineage: Sequence[UsernsKey]) -> ContainerRecord | None:
-        """The first of these user namespaces, nearest first, that a container is registered for."""
-        for key in lineage:
-            entries = self._by_userns.get(key)
-            if entries:
-                # Containers of one pod may share a user namespace. The newest is as good as any.
-                return entries[-1].record
-        return None
+            raise InvalidRequest(f"the caller's namespaces: {error.strerror}") from None
+        if not namespaces.pidfd_alive(pidfd):
+            raise InvalidRequest("the caller is gone")
+        return innermost(
+            [[entry.record for entry in self._by_userns.get(key, ())] for key in lineage],
+            self.records(),
+            place,
+        )
 
     def _read_entry(self, container: str, pid: int, pidfd: int, policy: Policy) -> _Entry:
         with contextlib.ExitStack() as stack:
@@ -154,7 +152,8 @@ class Registry:
                     key, uid_base, gid_base = None, 0, 0
                 else:
                     uid_base, gid_base = namespaces.container_root(pid, self._proc)
-                cgroup = read_cgroup_paths(pid, self._proc).without_init_scope()
+                cgroup = placement_of(pid, self._proc, container).cgroup
+                domain = personality.domain_of(pid, self._proc) if self._domains else None
                 started = process_started(pid)
                 kept_pidfd = os.dup(pidfd)
                 stack.callback(os.close, kept_pidfd)
@@ -175,6 +174,7 @@ class Registry:
             cgroup=cgroup,
             serial=self._last_serial,
             registered_ns=time.time_ns(),
+            domain=domain,
             policy=policy,
         )
         return _Entry(record, kept_pidfd, userns_fd)

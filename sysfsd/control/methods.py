@@ -11,6 +11,7 @@ import trio
 from sysfsd import __version__
 from sysfsd.containers.record import check_id
 from sysfsd.errors import InvalidRequest, NoSuchContainer
+from sysfsd.kernel.personality import PER_LINUX, PER_LINUX32
 from sysfsd.policy import CPU_PIN, problem
 from sysfsd.views import attach_points
 
@@ -133,7 +134,7 @@ class Methods:
         if record is None:
             raise NoSuchContainer(f"no container {container!r} is registered; see: sysfsd ps")
         await trio.lowlevel.checkpoint()
-        facts = self._collector.facts(record)
+        facts = self._collector.facts(record, domain=_domain(parameters.get("domain")))
         view = self._tree.view(path, self._tree.members_by(lambda: facts))
         if parameters.get("explain"):
             return {"sources": [source._asdict() for source in view.explain(facts)]}
@@ -147,6 +148,12 @@ class Methods:
     async def stats(self, _parameters: Message, _fds: Sequence[int]) -> Message:
         """Counters."""
         return {name: count() for name, count in self._stats.items()}
+
+
+def _domain(value: object) -> int | None:
+    if value is None or (type(value) is int and value in {PER_LINUX, PER_LINUX32}):
+        return value
+    raise InvalidRequest(f"domain is an execution domain, {PER_LINUX} or {PER_LINUX32}")
 
 
 def _only(fds: Sequence[int]) -> int:

@@ -9,30 +9,29 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import psutil
 
-from sysfsd.facts import cpuclock
+from sysfsd.facts import cpuclock, disk
+from sysfsd.facts.callers import MAX_CALLERS, Callers, pid_depth
 from sysfsd.facts.cpu import TICKS_PER_SECOND, CpuFacts, read_cpus, read_usage
-from sysfsd.facts.host import HostFacts, boottime_ns, process_started
+from sysfsd.facts.host import HostFacts, boottime_ns
 from sysfsd.facts.hugepages import HugePagesFacts, read_hugepages
 from sysfsd.facts.kept import Kept
 from sysfsd.facts.load import LoadFacts, LoadSampler, Target
-from sysfsd.facts.memory import MemoryFacts, read_memory
+from sysfsd.facts.memory import MemoryFacts, read_memory, read_oom_kills
 from sysfsd.facts.nodes import NodesFacts, read_nodes
 from sysfsd.facts.sourced import Sourced, saturating_sub
-from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree, read_cgroup_paths
-from sysfsd.kernel.procfs import init_of_pid_namespace, parse_ns_pids, pid_namespace, read_text
 from sysfsd.policy import DEFAULT, HIGH_LIMIT, Policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
+    from sysfsd.facts.callers import Caller
     from sysfsd.facts.cpuclock import CpuClock
+    from sysfsd.facts.disk import DiskClock, DiskFacts
     from sysfsd.facts.load import KeptLoad
+    from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree
 
 REFRESH_SECONDS = 0.05
 """How old a number may be; for so long all files of a container are made of the same facts."""
-
-MAX_CALLERS = 64
-"""How many callers' cgroups keep a clock and averages between two reads (`facts_of_caller`)."""
 
 
 class Container(Protocol):
@@ -53,6 +52,10 @@ class Container(Protocol):
     @property
     def cgroup(self) -> CgroupPaths:
         """Where it sits in the cgroup hierarchies."""
+
+    @property
+    def domain(self) -> int | None:
+        """Its execution domain, where that changes what it may see (`kernel.personality`)."""
 
     @property
     def policy(self) -> Policy:
@@ -91,6 +94,16 @@ class _NoKeeper:
         pass
 
 
+class _Whose(NamedTuple):
+    """Whose facts are wanted: a registered container's, or a caller's."""
+
+    key: Hashable
+    paths: CgroupPaths
+    started: Sourced[int]
+    domain: int | None
+    policy: Policy
+
+
 class CpuTimesFacts(NamedTuple):
     """The CPU counters of one container at the moment of the refresh, in ns."""
 
@@ -117,6 +130,8 @@ class Facts:
         cpu: Callable[[], CpuFacts],
         cpu_times: Callable[[Facts], CpuTimesFacts],
         load: Callable[[], LoadFacts],
+        disk: Callable[[], DiskFacts],
+        oom_kills: Callable[[], Sourced[int]],
         nodes: Callable[[Facts], NodesFacts],
         hugepages: Callable[[], HugePagesFacts],
     ) -> None:
@@ -131,6 +146,8 @@ class Facts:
         self._cpu = cpu
         self._cpu_times = cpu_times
         self._load = load
+        self._disk = disk
+        self._oom_kills = oom_kills
         self._nodes = nodes
         self._hugepages = hugepages
 
@@ -160,6 +177,16 @@ class Facts:
         return self._load()
 
     @cached_property
+    def disk(self) -> DiskFacts:
+        """The block devices it used."""
+        return self._disk()
+
+    @cached_property
+    def oom_kills(self) -> Sourced[int]:
+        """How many of its processes the kernel killed for want of memory."""
+        return self._oom_kills()
+
+    @cached_property
     def nodes(self) -> NodesFacts:
         """The NUMA nodes that it may use."""
         return self._nodes(self)
@@ -171,7 +198,7 @@ class Facts:
 
 
 class FactsCollector:
-    """Makes `Facts`, and keeps what must live on between two refreshes: CPU clocks and loads."""
+    """Makes `Facts`, and keeps what must live on between two refreshes: clocks and loads."""
 
     def __init__(
         self,
@@ -195,12 +222,15 @@ class FactsCollector:
         self._max_callers = max_callers
         self._policy = policy
         self._refresh_ns = int(refresh_seconds * 1e9)
-        self._recent: dict[Hashable, Facts] = {}
+        self._recent: dict[Hashable, dict[tuple[int | None, bool], Facts]] = {}
         self._lock = threading.Lock()
         self._keeper = keeper or _NoKeeper()
         self._clocks: dict[Hashable, CpuClock] = {}
         self._resumed: dict[Hashable, CpuClock] = {}
-        self._callers: OrderedDict[Hashable, None] = OrderedDict()
+        self._disks: dict[Hashable, DiskClock] = {}
+        self._callers: OrderedDict[Caller, None] = OrderedDict()
+        self.callers = Callers(tree, proc=proc, max_kept=max_callers)
+        """Tells who asks, for `facts_of_caller`."""
         self.load_sampler = LoadSampler(tree, proc=proc, clock=clock, keep=self._keeper.keep_load)
         """Call its `sample_all` every 5 seconds, in a worker thread."""
 
@@ -214,15 +244,26 @@ class FactsCollector:
         if kept.clock is not None:
             with self._lock:
                 self._resumed[key] = kept.clock
-        self._track(key, container.cgroup, container.pid, kept.load)
+        target = Target(container.cgroup, pid_depth(container.pid, self._proc))
+        self.load_sampler.track(key, target, kept.load)
 
-    def facts(self, container: Container) -> Facts:
-        """Return the facts of a container, no older than a refresh."""
+    def facts(self, container: Container, *, domain: int | None = None) -> Facts:
+        """Return the facts of a container, no older than a refresh.
+
+        ``domain`` is the execution domain of who reads them, if not that of its init counts.
+        """
         self.track(container)
         started = Sourced(
             int(container.started * 1e9), f"start of the container's init (pid {container.pid})"
         )
-        return self._facts(container.serial, container.cgroup, started, container.policy)
+        whose = _Whose(
+            container.serial,
+            container.cgroup,
+            started,
+            container.domain if domain is None else domain,
+            container.policy,
+        )
+        return self._facts(whose)
 
     def forget(self, container: Container) -> None:
         """Drop what is kept for a container that is gone."""
@@ -233,18 +274,15 @@ class FactsCollector:
         """Return for how many containers and callers a CPU clock is kept; for the counters."""
         return len(self._clocks)
 
-    def facts_of_caller(self, pid: int) -> Facts:
-        """Return the facts of a process that belongs to no registered container.
+    def facts_of_caller(self, caller: Caller, *, opening: bool = True) -> Facts:
+        """Return the facts of who belongs to no registered container (`callers.identify`).
 
-        Limits and usage are those of its own cgroups, the uptime that of its pid namespace. The
-        process must be kept from going away (it waits for our answer). Raises OSError if it has.
+        No older than a refresh, and those for an open file never the ones that something else was
+        answered from (see ``CallersOperations``). Raises OSError if its cgroup is gone.
         """
-        paths = read_cgroup_paths(pid, self._proc)
-        started = self._started_of_caller(pid)
-        key = (paths, started.value)
         with self._lock:
-            self._callers[key] = None
-            self._callers.move_to_end(key)
+            self._callers[caller] = None
+            self._callers.move_to_end(caller)
             evicted = (
                 self._callers.popitem(last=False)[0]
                 if len(self._callers) > self._max_callers
@@ -252,31 +290,26 @@ class FactsCollector:
             )
         if evicted is not None:
             self._forget(evicted)
-        self._track(key, paths, pid)
-        return self._facts(key, paths, started, self._policy)
+        self.load_sampler.track(caller, Target(caller.cgroup, caller.pid_depth))
+        whose = _Whose(caller, caller.cgroup, caller.started, caller.domain, self._policy)
+        return self._facts(whose, opening=opening)
 
-    def _track(
-        self, key: Hashable, paths: CgroupPaths, pid: int, kept: KeptLoad | None = None
-    ) -> None:
-        if not self.load_sampler.tracks(key):
-            self.load_sampler.track(key, Target(paths, self._pid_depth(pid)), kept)
-
-    def _facts(
-        self, key: Hashable, paths: CgroupPaths, started: Sourced[int], policy: Policy
-    ) -> Facts:
+    def _facts(self, whose: _Whose, *, opening: bool = True) -> Facts:
         now = self._now()
-        recent = self._recent.get(key)
+        variants = self._recent.setdefault(whose.key, {})
+        recent = variants.get((whose.domain, opening))
         if recent is None or recent.current_until <= now:
-            recent = self._recent[key] = self._new_facts(key, paths, started, policy, now)
+            recent = variants[whose.domain, opening] = self._new_facts(whose, now)
         return recent
 
-    def _new_facts(
-        self, key: Hashable, paths: CgroupPaths, started: Sourced[int], policy: Policy, now: int
-    ) -> Facts:
-        host = HostFacts(proc=self._proc, sys=self._sys, boot_time=self._boot_time)
+    def _new_facts(self, whose: _Whose, now: int) -> Facts:
+        paths, policy = whose.paths, whose.policy
+        host = HostFacts(
+            proc=self._proc, sys=self._sys, boot_time=self._boot_time, domain=whose.domain
+        )
         return Facts(
             host=host,
-            started=started,
+            started=whose.started,
             now=now,
             current_until=now + self._refresh_ns,
             memory=lambda: read_memory(
@@ -285,8 +318,10 @@ class FactsCollector:
                 high=policy.memory_high == HIGH_LIMIT,
             ),
             cpu=lambda: read_cpus(self._tree, paths, host, policy.cpu),
-            cpu_times=lambda facts: self._advance_clock(key, paths, facts),
-            load=lambda: self.load_sampler.load(key),
+            cpu_times=lambda facts: self._advance_clock(whose.key, paths, facts),
+            load=lambda: self.load_sampler.load(whose.key),
+            disk=lambda: self._advance_disks(whose.key, paths, host),
+            oom_kills=lambda: read_oom_kills(self._tree.controller(paths, "memory")),
             hugepages=lambda: read_hugepages(lambda: self._tree.controller(paths, "hugetlb"), host),
             nodes=lambda facts: read_nodes(
                 self._tree, paths, host, cpus=facts.cpu, memory=facts.memory
@@ -311,32 +346,19 @@ class FactsCollector:
         source = f"{usage.source}, spread over {visible} CPUs ({facts.cpu.visible.source})"
         return CpuTimesFacts(clock, clock.cpus[:visible], source)
 
+    def _advance_disks(self, key: Hashable, paths: CgroupPaths, host: HostFacts) -> DiskFacts:
+        present = [line.number for line in host.diskstats]
+        with self._lock:
+            # Read in here: counters that come in the wrong order would be added twice.
+            raw = disk.read_disks(self._tree, paths)
+            clock = disk.advance(self._disks.get(key, disk.START), raw, present)
+            self._disks[key] = clock
+        return disk.disk_facts(clock, raw, host)
+
     def _forget(self, key: Hashable) -> None:
         self.load_sampler.forget(key)
         self._recent.pop(key, None)
         with self._lock:
             self._clocks.pop(key, None)
             self._resumed.pop(key, None)
-
-    def _pid_depth(self, pid: int) -> int | None:
-        """Return how many pid namespaces below ours a process's own is; None if it is gone."""
-        try:
-            pids = parse_ns_pids(read_text(f"{self._proc}/{pid}/status"))
-        except OSError:
-            return None
-        return len(pids) - 1 if pids else None
-
-    def _started_of_caller(self, pid: int) -> Sourced[int]:
-        host = Sourced(0, "boot of the host")
-        try:
-            if pid_namespace(pid, self._proc) == pid_namespace("self", self._proc):
-                return host
-        except PermissionError:  # a caller that may do more than we may
-            return host
-        init = init_of_pid_namespace(pid, self._proc)
-        if init is None:
-            return host
-        try:
-            return Sourced(int(process_started(init) * 1e9), "start of the caller's pid namespace")
-        except psutil.Error:
-            return host
+            self._disks.pop(key, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -9,7 +10,17 @@ from typing import TYPE_CHECKING
 import psutil
 
 from sysfsd.facts.sourced import Sourced
-from sysfsd.kernel.procfs import MeminfoLine, parse_cpu_list, parse_meminfo, read_text
+from sysfsd.kernel import personality
+from sysfsd.kernel.cgroups import parse_flat_keyed
+from sysfsd.kernel.procfs import (
+    DiskLine,
+    MeminfoLine,
+    parse_cpu_list,
+    parse_diskstats,
+    parse_meminfo,
+    parse_partitions,
+    read_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,11 +49,13 @@ class HostFacts:
         proc: str = "/proc",
         sys: str = "/sys",
         boot_time: Callable[[], float] = psutil.boot_time,
+        domain: int | None = None,
     ) -> None:
         self._proc = proc
         self._sys = sys
         self._boot_time = boot_time
         self._texts: dict[str, str | None] = {}
+        self._domain = domain
 
     @cached_property
     def meminfo(self) -> tuple[MeminfoLine, ...]:
@@ -63,8 +76,37 @@ class HostFacts:
 
     @cached_property
     def cpuinfo(self) -> str:
-        """The text of /proc/cpuinfo."""
-        return read_text(f"{self._proc}/cpuinfo")
+        """The text of /proc/cpuinfo, as the kernel writes it for our reader's execution domain."""
+        with personality.under(self._domain):
+            return read_text(f"{self._proc}/cpuinfo")
+
+    @cached_property
+    def diskstats(self) -> tuple[DiskLine, ...]:
+        """The lines of /proc/diskstats; none if this kernel has no block devices."""
+        return parse_diskstats(self._proc_file("diskstats"))
+
+    @cached_property
+    def partitions(self) -> tuple[DiskLine, ...]:
+        """The lines of /proc/partitions; none if this kernel has no block devices."""
+        return parse_partitions(self._proc_file("partitions"))
+
+    @cached_property
+    def vmstat(self) -> Mapping[str, int]:
+        """/proc/vmstat, in the kernel's order; empty if this kernel has none."""
+        return parse_flat_keyed(self._proc_file("vmstat"))
+
+    def has_disks_below(self, number: str) -> bool:
+        """Whether a block device passes its I/O on to others: device mapper and md do."""
+        try:
+            return bool(os.listdir(f"{self._sys}/dev/block/{number}/slaves"))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    def _proc_file(self, name: str) -> str:
+        try:
+            return read_text(f"{self._proc}/{name}")
+        except FileNotFoundError:
+            return ""
 
     @cached_property
     def online_cpus(self) -> Sourced[tuple[int, ...]]:

@@ -52,6 +52,12 @@ class MemoryFacts:
     whole_machine: bool = False
     """It sits in the root cgroup, or nobody accounts memory: its memory is the host's."""
 
+    def events(self, name: str) -> Sourced[int] | None:
+        """Return how often something happened (``pgfault``), or None if nobody counts that."""
+        key = f"total_{name}" if self.version == 1 else name
+        count = self.stat.get(key)
+        return None if count is None else Sourced(count, f"{key} of {self.stat_source}")
+
     def key(self, name: str) -> str | None:
         """Return what this version calls a key of memory.stat; None if it does not count it."""
         return V1_STAT_NAMES.get(name) if self.version == 1 else name
@@ -80,6 +86,20 @@ def read_memory(cgroup: Cgroup | None, host: HostFacts, *, high: bool = True) ->
         if cgroup.version == 1:
             return _read_v1(cgroup, levels, host)
         return _read_v2(cgroup, levels, host, high=high)
+
+
+def read_oom_kills(cgroup: Cgroup | None) -> Sourced[int]:
+    """Read how many processes of a memory cgroup the OOM killer killed; raises OSError if gone.
+
+    v2 counts those of the cgroups below as well, v1 (since Linux 4.13) its own alone.
+    """
+    if cgroup is None or cgroup.is_root:
+        return Sourced(0, "0: nobody counts it for the root cgroup")
+    name = "memory.oom_control" if cgroup.version == 1 else "memory.events"
+    kills = parse_flat_keyed(cgroup.read(name)).get("oom_kill")
+    if kills is None:
+        return Sourced(0, f"0: {cgroup.source(name)} does not count oom_kill")
+    return Sourced(kills, f"oom_kill of {cgroup.source(name)}")
 
 
 def _whole_machine(cgroup: Cgroup | None, host: HostFacts) -> MemoryFacts:

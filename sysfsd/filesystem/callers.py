@@ -20,7 +20,6 @@ from sysfsd.filesystem.attributes import HOST_ROOT
 from sysfsd.filesystem.operations import Operations
 from sysfsd.filesystem.snapshots import Opened, RecentSnapshots
 from sysfsd.filesystem.tree import MOUNT_SERIAL, inode_of, members_in, parts_of
-from sysfsd.kernel.cgroups import read_cgroup_paths
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -58,7 +57,8 @@ class CallersOperations(Operations):
         self._renderer = renderer
         self._open: Opened[bytes] = Opened(MAX_OPEN_FILES)
         self._listings: Opened[tuple[tuple[bytes, int], ...]] = Opened(MAX_OPEN_FILES)
-        self._recent = RecentSnapshots(RECENT_SECONDS, MAX_RECENT)
+        self._opened = RecentSnapshots(RECENT_SECONDS, MAX_RECENT)
+        self._looked_at = RecentSnapshots(RECENT_SECONDS, MAX_RECENT)
         self._mounted_ns = time.time_ns()
 
     async def lookup(
@@ -89,7 +89,7 @@ class CallersOperations(Operations):
         node = self._node(inode)
         if node.view is None:
             raise pyfuse3.FUSEError(errno.EISDIR)
-        handle = self._open.add(await self._content(node.view, ctx.pid))
+        handle = self._open.add(await self._content(node.view, ctx.pid, opening=True))
         if handle is None:
             raise pyfuse3.FUSEError(errno.ENFILE)
         return pyfuse3.FileInfo(fh=handle, direct_io=True, keep_cache=False)
@@ -142,22 +142,38 @@ class CallersOperations(Operations):
             found[path] = members_in(await self._content(view, tid))
         return found.__getitem__
 
-    async def _content(self, view: View, tid: int) -> bytes:
+    async def _content(self, view: View, tid: int, *, opening: bool = False) -> bytes:
+        """A view for a caller, as it is or was a moment ago.
+
+        What it was when somebody asked for its size is not what open(2) finds. A container's
+        runtime does so in the container's cgroup while it binds files, before it sets the limits;
+        the program that it becomes sizes itself by what it reads first.
+        """
+        recent = (self._opened,) if opening else (self._opened, self._looked_at)
         if tid == 0:  # not in our pid namespace: nothing is known about it
             return self._renderer.kernels_own(view)
         container = await self._identity.container_of(tid)
-        key: Hashable = (container or read_cgroup_paths(tid), view.path)
-        recent = self._recent.get(key)
-        if recent is not None:
-            return recent
-        data = None
         if container is not None:
-            data = await self._identity.view_of(container, view.path)
-        if data is None:
-            data = self._renderer.render(
-                view, lambda: self._collector.facts_of_caller(tid), f"caller {tid}"
-            )
-        self._recent.put(key, data)
+            domain = self._collector.callers.domain_of(tid)
+            key: Hashable = (container, domain, view.path)
+            known = _first(recent, key)
+            if known is not None:
+                return known
+            shown = await self._identity.view_of(container, view.path, domain)
+            if shown is not None:
+                recent[-1].put(key, shown)
+                return shown
+        caller = self._collector.callers.identify(tid)
+        key = (caller, view.path)
+        known = _first(recent, key)
+        if known is not None:
+            return known
+        data = self._renderer.render(
+            view,
+            lambda: self._collector.facts_of_caller(caller, opening=opening),
+            f"caller {tid}",
+        )
+        recent[-1].put(key, data)
         return data
 
     def _node(self, inode: int) -> Node:
@@ -188,3 +204,7 @@ class CallersOperations(Operations):
             entry_timeout=0,
             attr_timeout=0,
         )
+
+
+def _first(recent: Sequence[RecentSnapshots], key: Hashable) -> bytes | None:
+    return next((data for each in recent if (data := each.get(key)) is not None), None)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
+    from sysfsd.control.protocol import Message
     from sysfsd.log import RateLimit
 
     T = TypeVar("T")
@@ -66,12 +67,16 @@ class Identity:
 
         return await self._ask(resolve)
 
-    async def view_of(self, container: str, path: str) -> bytes | None:
-        """A view as the daemon shows it to a container; None if it cannot."""
+    async def view_of(self, container: str, path: str, domain: int | None) -> bytes | None:
+        """A view as the daemon shows it to a container; None if it cannot.
+
+        ``domain`` is the caller's execution domain, if not that of the container's init counts.
+        """
+        question: Message = {"id": container, "path": path, "domain": domain}
 
         def show() -> bytes | None:
             with Client(self._control, timeout=ANSWER_SECONDS) as client:
-                text: str = client.call("show", {"id": container, "path": path})["text"]
+                text: str = client.call("show", question)["text"]
                 return text.encode()
 
         return await self._ask(show)

@@ -62,6 +62,23 @@ class CgroupPaths:
         """Return the paths as a dictionary, for JSON."""
         return dict(self.entries)
 
+    def contains(self, other: CgroupPaths) -> bool:
+        """Whether these are somebody's own cgroups, and others are the same or below them.
+
+        In every hierarchy, save where these name its root, which everybody is below: a v1 host
+        leaves containers there in the hierarchies that their engine does not use.
+        """
+        own = [(name, path) for name, path in self.entries if path != "/"]
+        return bool(own) and all(
+            (there := other.get(name)) is not None and f"{there}/".startswith(f"{path}/")
+            for name, path in own
+        )
+
+    @property
+    def depth(self) -> int:
+        """How far below the root of its hierarchy the deepest of these cgroups is."""
+        return max((len(_names(path)) for _, path in self.entries), default=0)
+
     def without_init_scope(self) -> CgroupPaths:
         """Return the container's own cgroups where its init has moved into a leaf of its own.
 
@@ -94,6 +111,11 @@ class Level:
     def is_root(self) -> bool:
         """Whether this is the root of its hierarchy, which stands for the whole machine."""
         return self.path == "/"
+
+    @property
+    def inode(self) -> int:
+        """Its number, which is never another cgroup's on a 64-bit machine (kernfs ids)."""
+        return os.fstat(self.fd).st_ino
 
     def read(self, name: str) -> str | None:
         """Return the text of one file of this cgroup; None if it has no such file."""
@@ -297,8 +319,12 @@ class CgroupTree:
         return best
 
 
+def _names(path: str) -> list[str]:
+    return [name for name in path.split("/") if name]
+
+
 def _components(path: str) -> list[str]:
-    names = [name for name in path.split("/") if name]
+    names = _names(path)
     if ".." in names or "." in names or not path.startswith("/"):
         raise OSError(errno.EXDEV, "a cgroup outside of the tree we see", path)
     if len(names) > MAX_DEPTH:

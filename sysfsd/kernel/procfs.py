@@ -31,6 +31,18 @@ class MeminfoLine(NamedTuple):
     unit: str
 
 
+class DiskLine(NamedTuple):
+    """What one line of /proc/diskstats or /proc/partitions is about."""
+
+    number: str
+    """``major:minor``."""
+    name: str
+    columns: int
+    """How many numbers follow the name in diskstats: more with each kind of request (4.18, 5.5)."""
+    text: str
+    """The line itself."""
+
+
 class TaskStat(NamedTuple):
     """The two fields of /proc/<tid>/stat that a load average needs."""
 
@@ -73,6 +85,27 @@ def parse_meminfo(text: str) -> tuple[MeminfoLine, ...]:
         fields = rest.split()
         if colon and fields and fields[0].isdecimal():
             lines.append(MeminfoLine(name, int(fields[0]), fields[1] if len(fields) > 1 else ""))
+    return tuple(lines)
+
+
+def parse_diskstats(text: str) -> tuple[DiskLine, ...]:
+    """Parse /proc/diskstats: ``major minor name numbers…``; lines of another shape are left out."""
+    lines: list[DiskLine] = []
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) >= 14 and fields[0].isdecimal() and fields[1].isdecimal():
+            number = f"{fields[0]}:{fields[1]}"
+            lines.append(DiskLine(number, fields[2], len(fields) - 3, line))
+    return tuple(lines)
+
+
+def parse_partitions(text: str) -> tuple[DiskLine, ...]:
+    """Parse /proc/partitions: ``major minor blocks name``; lines of another shape are left out."""
+    lines: list[DiskLine] = []
+    for line in text.splitlines():
+        fields = line.split()
+        if len(fields) == 4 and fields[0].isdecimal() and fields[1].isdecimal():
+            lines.append(DiskLine(f"{fields[0]}:{fields[1]}", fields[3], 0, line))
     return tuple(lines)
 
 

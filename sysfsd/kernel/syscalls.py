@@ -34,6 +34,7 @@ OPEN_TREE_CLONE = 1
 OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH = 0x04
 MOVE_MOUNT_T_EMPTY_PATH = 0x40
+MOUNT_ATTR_RDONLY = 0x00000001
 MOUNT_ATTR_IDMAP = 0x00100000
 _FSPICK_CLOEXEC = 0x01
 _FSPICK_EMPTY_PATH = 0x08
@@ -105,6 +106,8 @@ _setfsgid = _libc.setfsgid
 _setfsgid.argtypes = (ctypes.c_uint32,)
 _prctl = _libc.prctl
 _prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+_personality = _libc.personality
+_personality.argtypes = (ctypes.c_ulong,)
 _fstatfs = _libc.fstatfs64
 _fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 
@@ -208,9 +211,10 @@ def idmap_mount(tree: int, userns: int, *, recursive: bool) -> None:
     _mount_setattr(tree, attr, AT_RECURSIVE if recursive else 0)
 
 
-def make_private(tree: int) -> None:
+def make_private(tree: int, *, read_only: bool = False) -> None:
     """mount_setattr(2) with ``MS_PRIVATE`` on a detached tree of one mount."""
-    _mount_setattr(tree, _MountAttr(propagation=MS_PRIVATE), 0)
+    attr = _MountAttr(attr_set=MOUNT_ATTR_RDONLY if read_only else 0, propagation=MS_PRIVATE)
+    _mount_setattr(tree, attr, 0)
 
 
 def _mount_setattr(tree: int, attr: _MountAttr, flags: int) -> None:
@@ -316,6 +320,14 @@ def prctl(option: int, value: int = 0) -> int:
     result: int = _prctl(option, value, 0, 0, 0)
     if result < 0:
         raise _fail("prctl")
+    return result
+
+
+def personality(value: int) -> int:
+    """personality(2) of this thread: set it and return the former one; 0xffffffff only asks."""
+    result: int = _personality(value)
+    if result < 0:
+        raise _fail("personality")
     return result
 
 

@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING
 
 from sysfsd.views import (
     cpuinfo,
+    diskstats,
     loadavg,
     meminfo,
+    partitions,
+    slabinfo,
     stat,
     swaps,
     syscpu,
     sysmemory,
     sysnode,
     uptime,
+    vmstat,
 )
 from sysfsd.views.view import MEMBER, Family, Source, View, one_line
 
@@ -39,6 +43,10 @@ VIEWS: tuple[View | Family, ...] = (
     *syscpu.FILES,
     *sysnode.FILES,
     *sysmemory.FILES,
+    View("proc/diskstats", diskstats.sources, diskstats.text),
+    View("proc/partitions", partitions.sources, partitions.text),
+    View("proc/vmstat", vmstat.sources, vmstat.text),
+    View("proc/slabinfo", slabinfo.sources, slabinfo.text, mode=0o400),
 )
 """The one table. Append only: the position of a view is part of the inode numbers of its files."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
     Podman = Callable[..., str]
 
-EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "hooks.d" / "sysfsd.json"
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+EXAMPLE = EXAMPLES / "hooks.d" / "sysfsd.json"
+CDI_EXAMPLE = EXAMPLES / "cdi" / "sysfsd.json"
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +37,15 @@ def podman(own: Throwaway) -> Iterator[Podman]:
     hook["hook"]["args"] += ["--control", own.daemon.control]
     (hooks / "sysfsd.json").write_text(json.dumps(hook))
     options = ["--root", str(directory / "root"), "--runroot", str(directory / "run")]
-    options += ["--tmpdir", str(directory / "tmp"), "--hooks-dir", str(hooks)]
+    options += ["--tmpdir", str(directory / "tmp")]
     options += ["--cgroup-manager", "cgroupfs", "--events-backend", "file"]
 
-    def run(*arguments: str, runtime: tuple[str, ...] = ("--runtime", "runc")) -> str:
-        command = ["podman", *options, *runtime, *arguments]
+    def run(
+        *arguments: str,
+        runtime: tuple[str, ...] = ("--runtime", "runc"),
+        hooks: tuple[str, ...] = ("--hooks-dir", str(hooks)),
+    ) -> str:
+        command = ["podman", *options, *hooks, *runtime, *arguments]
         done = subprocess.run(command, capture_output=True, timeout=120, check=False)
         assert done.returncode == 0, (done.stdout + done.stderr).decode()
         return done.stdout.decode().strip()
@@ -115,6 +122,40 @@ def test_a_system_container(
     assert outside == first or (first is None and outside > 65535)
     assert int(owner) == 0
     assert int(total) == 64 << 10
+
+
+@pytest.fixture
+def cdi_kind(own: Throwaway) -> Iterator[str]:
+    """``examples/cdi`` for the tests' daemon, where engines look for such files."""
+    document = json.loads(CDI_EXAMPLE.read_text())
+    document["kind"] = kind = f"test{os.getpid()}.{document['kind']}"
+    (hook,) = document["devices"][0]["containerEdits"]["hooks"]
+    hook["path"] = installed("sysfsd-hook")
+    hook["args"] += ["--control", own.daemon.control]
+    directory = Path("/var/run/cdi")
+    made = not directory.exists()
+    directory.mkdir(exist_ok=True)
+    file = directory / f"sysfsd-test-{os.getpid()}.json"
+    file.write_text(json.dumps(document))
+    yield kind
+    file.unlink()
+    if made:
+        directory.rmdir()
+
+
+def test_a_cdi_device_gives_the_views(
+    own: Throwaway, podman: Podman, cdi_kind: str, tmp_path: Path
+) -> None:
+    nothing = ("--hooks-dir", str(tmp_path))
+    device = ("--device", f"{cdi_kind}=all")
+    total, uptime, mounts = in_a_container(
+        own, podman, *device, "--memory", "64m", command=READ, hooks=nothing
+    )
+    assert int(total) == 64 << 10
+    assert int(uptime) < float(Path("/proc/uptime").read_text().split()[0])
+    assert int(mounts) > 5
+    *_, without = in_a_container(own, podman, command=f"{READ}true", hooks=nothing)
+    assert int(without) == 0
 
 
 def test_an_annotation_sets_the_policy(own: Throwaway, podman: Podman) -> None:

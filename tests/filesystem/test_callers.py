@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
+import stat
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.cgroups import TestCgroup, cgroup
 from tests.support.containers import Container, container
 from tests.support.daemon import started
 from tests.support.views import of_this_host
 from tests.support.wait import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tests.support.daemon import Serving
     from tests.support.tidy import ExpectedLog
@@ -41,6 +45,11 @@ def views(daemon: Serving, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def total(text: str) -> int:
     """MemTotal in kB."""
     return int(text.split("MemTotal:")[1].split(maxsplit=1)[0])
+
+
+def free_kb(text: str) -> int:
+    """MemFree in kB."""
+    return int(text.split("MemFree:")[1].split(maxsplit=1)[0])
 
 
 def seen_by(box: Container, path: Path, command: str = "cat") -> str:
@@ -67,9 +76,23 @@ def readable(views: Path) -> Path:
 def test_all_views_are_there_with_real_sizes(views: Path) -> None:
     for path in of_this_host():
         with (views / path).open("rb", buffering=0) as file:
-            assert len(file.read(1 << 20)) > 0
-            assert os.fstat(file.fileno()).st_size > 0
+            data, status = file.read(1 << 20), os.fstat(file.fileno())
+            # This process used no disk that anybody would know of.
+            assert (data and status.st_size) or path == "proc/diskstats"
+            assert stat.S_IMODE(status.st_mode) == (0o400 if path == "proc/slabinfo" else 0o444)
     assert sorted(os.listdir(views)) == ["proc", "sys"]
+
+
+def test_slabinfo_is_for_the_hosts_root_as_the_kernels_own_is(
+    box: Container, readable: Path
+) -> None:
+    for path in ("/proc/slabinfo", f"{readable}/proc/slabinfo"):
+        user = f"--user=/proc/{box.pid}/ns/user"
+        done = subprocess.run(
+            ["nsenter", user, "cat", path], capture_output=True, text=True, check=False, timeout=30
+        )
+        assert "Permission denied" in done.stderr, path
+    assert (readable / "proc/slabinfo").read_text().startswith("slabinfo - version: 2.1\n")
 
 
 def test_sendfile(views: Path, tmp_path: Path) -> None:
@@ -154,6 +177,161 @@ def test_callers_of_no_container_see_their_own_cgroup(views: Path) -> None:
         text, _ = process.communicate("go\nbye\n", timeout=30)
         assert total(text) == 72 << 10
         assert total((views / "proc/meminfo").read_text()) != 72 << 10
+
+
+@contextmanager
+def reader(*prefix: str, within: TestCgroup, below: str = "") -> Iterator[Callable[[Path], str]]:
+    """A process in a cgroup that then goes through ``prefix``, and reads files for us."""
+    command = ["sh", "-c", 'read go && exec "$@"', "sh", *prefix, sys.executable, "-uc", _READS]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+
+        def ask(question: object) -> str:
+            stdin.write(f"{question}\n")
+            stdin.flush()
+            answer: str = json.loads(stdout.readline())
+            return answer
+
+        try:
+            within.put(process.pid, below)
+            stdin.write("go\n")
+            assert ask("/dev/null") == ""
+            yield ask
+        finally:
+            stdin.close()
+            process.wait(20)
+
+
+def only_process(group: TestCgroup, below: str = "") -> int:
+    """The one process in a cgroup."""
+    (pid,) = (group.directory / below / "cgroup.procs").read_text().split()
+    return int(pid)
+
+
+_READS = "import json, sys\nfor line in sys.stdin: print(json.dumps(open(line[:-1]).read()))"
+_PIDS = ("unshare", "--pid", "--fork", "--kill-child")
+
+
+def uptime(text: str) -> float:
+    """The first field of /proc/uptime, in seconds."""
+    return float(text.split(maxsplit=1)[0])
+
+
+def test_an_ordinary_container_is_known_by_its_cgroup(daemon: Serving, views: Path) -> None:
+    """It shares the host's user namespace, like everything else here."""
+    with (
+        cgroup("leaf", memory=56 << 20) as group,
+        reader(within=group) as init,
+        reader(within=group, below="leaf") as other,
+    ):
+        boot = uptime(Path("/proc/uptime").read_text())
+        # So far, what it sits in is no container's, and as old as the host.
+        assert uptime(other(views / "proc/uptime")) >= boot
+        daemon.register("ordinary", only_process(group))
+        until(lambda: uptime(other(views / "proc/uptime")) < boot, "the container's uptime")
+        assert uptime(init(views / "proc/uptime")) < boot
+        assert total(other(views / "proc/meminfo")) == 56 << 10
+        assert uptime((views / "proc/uptime").read_text()) >= boot
+    until(lambda: "ordinary" not in daemon.ids(), "the record to go")
+
+
+def test_an_inner_container_is_its_own(daemon: Serving, views: Path) -> None:
+    """Nobody registered it, but it has a cgroup namespace, with a limit of its own."""
+    with (
+        cgroup("init", "inner", "inner/leaf", memory=56 << 20) as group,
+        reader(within=group, below="init"),
+    ):
+        daemon.register("outer", only_process(group, "init"))
+        group.divide()
+        group.limit(48 << 20, "inner")
+        with reader("unshare", "--cgroup", within=group, below="inner") as inner:
+            group.put(only_process(group, "inner"), "inner/leaf")
+            assert total(inner(views / "proc/meminfo")) == 48 << 10
+        with reader(within=group, below="inner") as leaf:
+            assert total(leaf(views / "proc/meminfo")) == 56 << 10
+    until(lambda: "outer" not in daemon.ids(), "the record to go")
+
+
+def test_usage_is_the_containers_and_not_its_inits(views: Path) -> None:
+    with cgroup("init", "work", memory=96 << 20) as group:
+        ballast = [sys.executable, "-c", "b = bytearray(40 << 20); print(); input()"]
+        hog = ["sh", "-c", 'read go && exec "$@"', "sh", *ballast]
+        with (
+            reader("unshare", "--cgroup", within=group, below="init") as outside,
+            reader("unshare", "--cgroup", within=group) as inside,
+            subprocess.Popen(hog, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
+        ):
+            group.put(only_process(group), "init")
+            group.put(process.pid, "work")
+            group.divide()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(b"go\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == b"\n"
+            # Both sit in the same leaf; one has its namespace's root there, the other above it.
+            free = [free_kb(each(views / "proc/meminfo")) for each in (inside, outside)]
+            assert free[0] < 56 << 10 < free[1]
+            process.kill()
+
+
+def test_a_size_asked_for_keeps_nothing_from_being_read_anew(views: Path) -> None:
+    """A container's runtime looks at the files, then sets limits, then becomes its program."""
+    script = (
+        "import os, sys; view, limit = sys.argv[1:]; input(); os.stat(view); "
+        "open(limit, 'w').write(str(48 << 20)); print(open(view).read())"
+    )
+    with cgroup(memory=56 << 20) as group:
+        limit = group.limit_file()
+        for _ in range(5):
+            group.limit(56 << 20)
+            with subprocess.Popen(
+                [sys.executable, "-c", script, str(views / "proc/meminfo"), str(limit)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            ) as process:
+                group.put(process.pid)
+                assert total(process.communicate("\n", timeout=30)[0]) == 48 << 10
+
+
+def test_no_caller_gets_what_another_read(views: Path) -> None:
+    """In one cgroup, at the same moment, but in pid namespaces of different ages."""
+    with cgroup() as group, reader(within=group) as old, reader(*_PIDS, within=group) as young:
+        boot = uptime(Path("/proc/uptime").read_text())
+        for _ in range(20):
+            assert uptime(old(views / "proc/uptime")) >= boot
+            assert uptime(young(views / "proc/uptime")) < boot
+
+
+def test_many_callers_at_the_same_time(views: Path) -> None:
+    """In containers of three kinds, in leaves of those, and on the host."""
+    wrong: list[tuple[int, int]] = []
+    with ExitStack() as stack:
+        ask: list[tuple[int, Callable[[Path], str]]] = []
+        for size, prefix in ((48, ()), (56, ("unshare", "--cgroup")), (64, _PIDS)):
+            group = stack.enter_context(cgroup("leaf", memory=size << 20))
+            ask.append((size, stack.enter_context(reader(*prefix, within=group))))
+            ask.append((size, stack.enter_context(reader(*prefix, within=group, below="leaf"))))
+        host = total((views / "proc/meminfo").read_text()) >> 10
+        ask.append((host, lambda path: path.read_text()))
+
+        def hammer(size: int, read: Callable[[Path], str]) -> None:
+            for _ in range(40):
+                found = total(read(views / "proc/meminfo")) >> 10
+                if found != size:
+                    wrong.append((size, found))
+
+        threads = [threading.Thread(target=hammer, args=each) for each in ask]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
 
 
 def test_a_thread_that_is_not_the_first(views: Path) -> None:

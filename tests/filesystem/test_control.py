@@ -20,9 +20,11 @@ from sysfsd.errors import (
     NoSuchContainer,
     NoSuchView,
 )
+from tests.support.cgroups import cgroup
 from tests.support.containers import container
 from tests.support.daemon import serving, sysfsd
 from tests.support.tidy import count_fds
+from tests.support.views import points_of_this_host
 from tests.support.wait import until
 
 if TYPE_CHECKING:
@@ -275,6 +277,10 @@ def test_show_and_ps(daemon: Serving, web: Path) -> None:
         daemon.call("show", id="other", path="proc/uptime")
     with pytest.raises(NoSuchView):
         daemon.call("show", id="web", path="proc/cmdline")
+    for domain in (-1, 256, True, "8", 8.0, [8]):
+        with pytest.raises(InvalidRequest):
+            daemon.call("show", id="web", path="proc/uptime", domain=domain)
+    assert daemon.call("show", id="web", path="proc/cpuinfo", domain=8)["text"]
 
     shown = sysfsd("show", "w", "/proc/meminfo", control=daemon.control)
     assert shown.stdout.startswith(f"MemTotal:       {96 << 10:>8} kB\n")
@@ -325,7 +331,7 @@ def test_attach_and_detach(daemon: Serving, box: Container) -> None:
     assert daemon.ids() == ["box"]
     # Again is fine, and by any process of the container.
     again = sysfsd("attach", str(box.pid), control=daemon.control)
-    assert again.stdout.startswith("box: 9 views")
+    assert again.stdout.startswith(f"box: {len(points_of_this_host())} views")
     detached = sysfsd("detach", str(box.pid), control=daemon.control)
     assert detached.returncode == 0, detached.stderr
     assert box.run("cat", "/proc/meminfo").splitlines()[0] == host
@@ -343,8 +349,51 @@ def test_what_a_container_mounts_over_a_view_stays_inside(daemon: Serving, box: 
     assert sum(str(daemon.mountpoint) in line for line in mounted) == 1
     inside = box.run("cat", "/proc/self/mountinfo").splitlines()
     views = [line for line in inside if "/containers/box/" in line]
-    assert len(views) == 9
+    assert len(views) == len(points_of_this_host())
     assert not [line for line in views if "shared:" in line or "master:" in line]
+
+
+def test_attach_in_a_pod_is_for_the_container_that_was_named(daemon: Serving) -> None:
+    """Its containers share a pid namespace, the init of which is another one of them."""
+    container_id = "5e" * 32
+    sleep = "unshare --mount --cgroup sh -c 'read go; exec sleep 1000' <&0"
+    pod = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]
+    with (
+        cgroup(container_id, memory=56 << 20) as group,
+        subprocess.Popen([*pod, "sh", "-c", f"{sleep} & wait"], stdin=subprocess.PIPE) as process,
+    ):
+        try:
+            (init,) = until(lambda: children(process.pid), "the pod's init")
+            (app,) = until(lambda: children(init), "the container's process")
+            group.put(app, container_id)
+            own = os.stat(f"/proc/{init}/ns/mnt").st_ino
+            until(lambda: os.stat(f"/proc/{app}/ns/mnt").st_ino != own, "its mount namespace")
+            attached = sysfsd("attach", str(app), control=daemon.control)
+            assert attached.returncode == 0, attached.stderr
+            assert daemon.ids() == [container_id]
+            (record,) = daemon.call("list")["containers"]
+            assert record["pid"] == app
+            total = f"MemTotal:       {56 << 10:>8} kB"
+            assert first_line_of_meminfo(app) == total
+            assert first_line_of_meminfo(init) != total
+        finally:
+            process.kill()
+            process.wait()
+    until(lambda: daemon.ids() == [], "the record to go")
+
+
+def children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def first_line_of_meminfo(pid: int) -> str:
+    return subprocess.run(
+        ["nsenter", "--target", str(pid), "--mount", "--pid", "head", "-n", "1", "/proc/meminfo"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
+    ).stdout.rstrip("\n")
 
 
 def test_the_host_itself_is_not_attached_to(daemon: Serving) -> None:

@@ -109,7 +109,8 @@ def test_the_views_of_a_limited_busy_process(inside: int) -> None:
     collector = FactsCollector(tree=CgroupTree.of_host())
 
     def shown(path: str) -> str:
-        return view(path).render(collector.facts_of_caller(inside)).decode()
+        caller = collector.callers.identify(inside)
+        return view(path).render(collector.facts_of_caller(caller)).decode()
 
     def busy() -> int:
         user, _, system = shown("proc/stat").split()[1:4]

@@ -161,7 +161,7 @@ def test_what_a_predecessor_left_is_undone_by_a_clean_stop(tmp_path: Path, box: 
 def record(box: Container, serial: int = 1) -> ContainerRecord:
     paths = read_cgroup_paths(box.pid)
     policy = Policy("pin")
-    return ContainerRecord("web", box.pid, None, 0, 0, 1.0, paths, serial, 0, policy)
+    return ContainerRecord("web", box.pid, None, 0, 0, 1.0, paths, serial, 0, policy=policy)
 
 
 def pinner(tmp_path: Path, records: list[ContainerRecord], **options: Any) -> Pinner:

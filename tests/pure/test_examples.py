@@ -26,3 +26,16 @@ def test_the_documents_are_json() -> None:
     hook = json.loads((EXAMPLES / "hooks.d" / "sysfsd.json").read_text())
     assert hook["hook"]["path"].endswith("/sysfsd-hook")
     assert hook["stages"] == ["createRuntime"]
+
+
+def test_the_cdi_file_runs_the_hook_and_does_nothing_else() -> None:
+    """Container Device Interface: Docker 25 and newer, Podman, containerd, CRI-O."""
+    document = json.loads((EXAMPLES / "cdi" / "sysfsd.json").read_text())
+    assert document["kind"] == "sysfsd.dev/views"
+    (device,) = document["devices"]
+    assert device["name"] == "all"
+    (hook,) = device["containerEdits"].pop("hooks")
+    assert device["containerEdits"] == {}
+    podmans = json.loads((EXAMPLES / "hooks.d" / "sysfsd.json").read_text())
+    assert hook.pop("hookName") == podmans["stages"][0]
+    assert hook == podmans["hook"]

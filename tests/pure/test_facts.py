@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from sysfsd.facts.cpuclock import CpuUsage
 from sysfsd.facts.host import HostFacts, boottime_ns, process_started
 from sysfsd.facts.hugepages import read_hugepages, size_name
 from sysfsd.kernel.cgroups import Cgroup, CgroupPaths, CgroupTree, read_cgroup_paths
-from sysfsd.policy import DEFAULT, Policy
+from tests.support.recorded import Record
 from tests.support.views import EACH
 
 if TYPE_CHECKING:
@@ -25,15 +24,6 @@ FIXTURES = Path(__file__).parent / "fixtures"
 V1_PID = int((FIXTURES / "cgroup-v1/pid").read_text())
 MIB = 1 << 20
 SECOND = 1_000_000_000
-
-
-@dataclass(frozen=True)
-class Record:
-    serial: int
-    pid: int
-    started: float
-    cgroup: CgroupPaths
-    policy: Policy = DEFAULT
 
 
 class Clock:
@@ -292,7 +282,7 @@ def test_callers_keep_a_bounded_state(v2: Path) -> None:
         )
         (v2 / f"proc/{pid}/ns").mkdir()
         os.link(v2 / "proc/self/ns/pid", v2 / f"proc/{pid}/ns/pid")
-        caller = source.facts_of_caller(pid)
+        caller = source.facts_of_caller(source.callers.identify(pid))
         assert caller.uptime.value == 100 * SECOND  # the host's: they share our pid namespace
         assert caller.cpu_times.clock.total.user == 1000
 
@@ -303,11 +293,11 @@ def test_callers_keep_a_bounded_state(v2: Path) -> None:
 def test_our_own_facts() -> None:
     """On the running kernel, whatever its cgroups are."""
     source = FactsCollector(tree=CgroupTree.of_host())
-    own = source.facts_of_caller(os.getpid())
+    own = source.facts_of_caller(source.callers.identify(os.getpid()))
 
     assert own.memory.total.value > 0
     assert own.cpu.visible.value >= 1
-    assert own.started.value == 0
+    assert 0 <= own.started.value <= own.now
     assert 0 < process_started(os.getpid()) * 1e9 <= boottime_ns()
 
 
@@ -347,7 +337,7 @@ def test_every_view_of_a_recorded_v2_container(view: View) -> None:
     scope = CgroupPaths((("", f"/sysfsdtest.slice/{SCOPE}"),))
     text = view.render(collector(base).facts(Record(1, 7378, 90.5, scope))).decode()
 
-    assert text.endswith("\n")
+    assert text.endswith("\n") or not text  # it has no diskstats
 
 
 # Huge pages

@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sysfsd.facts.callers import Caller
+from sysfsd.facts.sourced import Sourced
 from sysfsd.policy import DEFAULT, SETTINGS, Policy, from_annotations, problem
 from sysfsd.views import VIEWS, Family
-from tests.pure.test_facts import FIXTURES, MIB, RECORDED, Record, collector, record, write
+from tests.pure.test_facts import FIXTURES, MIB, RECORDED, collector, record, write
+from tests.support.recorded import Record
 from tests.support.views import EACH
 
 if TYPE_CHECKING:
@@ -30,7 +33,7 @@ def v2(tmp_path: Path) -> Path:
 
 def seen(base: Path, policy: Policy, pid: int = 4242) -> Facts:
     known = record(base, pid)
-    return collector(base).facts(Record(1, pid, 90.5, known.cgroup, policy))
+    return collector(base).facts(Record(1, pid, 90.5, known.cgroup, policy=policy))
 
 
 def test_the_first_value_of_each_setting_is_the_default() -> None:
@@ -138,6 +141,7 @@ def test_memory_high(
 def test_callers_have_the_policy_of_the_mount(v2: Path) -> None:
     base = collector(v2)
     base._policy = Policy(memory_high="ignore")
-    write(v2, {f"{SCOPE}/memory.high": "1048576\n", "proc/self/ns/pid": "", "proc/4242/ns/pid": ""})
+    write(v2, {f"{SCOPE}/memory.high": "1048576\n"})
+    caller = Caller(record(v2, 4242).cgroup, Sourced(0, "boot"), None, None)
 
-    assert base.facts_of_caller(4242).memory.total.value == 256 * MIB
+    assert base.facts_of_caller(caller).memory.total.value == 256 * MIB

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,16 +15,17 @@ from sysfsd.facts import cpuclock
 from sysfsd.facts.collector import CpuTimesFacts, Facts, FactsCollector
 from sysfsd.facts.cpu import CpuFacts
 from sysfsd.facts.cpuclock import CpuUsage
+from sysfsd.facts.disk import DiskFacts
 from sysfsd.facts.host import HostFacts
 from sysfsd.facts.hugepages import HugePagesFacts
 from sysfsd.facts.load import Averages, LoadFacts, TaskCount
 from sysfsd.facts.memory import MemoryFacts, read_memory
 from sysfsd.facts.nodes import Node, NodesFacts
 from sysfsd.facts.sourced import Sourced
-from sysfsd.kernel.cgroups import Cgroup, CgroupPaths, CgroupTree, read_cgroup_paths
+from sysfsd.kernel.cgroups import Cgroup, CgroupTree, read_cgroup_paths
 from sysfsd.kernel.procfs import MeminfoLine, format_cpu_range, parse_cpu_list, parse_meminfo
-from sysfsd.policy import DEFAULT, Policy
 from sysfsd.views import VIEWS, cpuinfo, meminfo
+from tests.support.recorded import Record
 from tests.support.views import PATHS, view
 
 if TYPE_CHECKING:
@@ -41,15 +41,6 @@ STAT_KEYS = (
     "file_mapped file_dirty file_writeback swapcached anon_thp file_thp shmem_thp inactive_anon "
     "active_anon inactive_file active_file unevictable slab_reclaimable slab_unreclaimable"
 ).split()
-
-
-@dataclass(frozen=True)
-class Record:
-    serial: int
-    pid: int
-    started: float
-    cgroup: CgroupPaths
-    policy: Policy = DEFAULT
 
 
 class FakeHost(HostFacts):
@@ -92,6 +83,8 @@ def make_facts(
         cpu=lambda: CpuFacts(Sourced(len(cpus), "cpuset"), Sourced(cpus, "cpuset"), None),
         cpu_times=lambda facts: CpuTimesFacts(clock, clock.cpus[: len(cpus)], "usage"),
         load=lambda: LoadFacts(Averages(164, 0, 0), tasks, tasks.newest_pid, "tasks", 0),
+        disk=lambda: DiskFacts((), "no io controller"),
+        oom_kills=lambda: Sourced(0, "memory.events"),
         nodes=lambda facts: nodes,
         hugepages=lambda: HugePagesFacts(Sourced(0, ""), Sourced(0, ""), 2 << 20),
     )
@@ -387,7 +380,7 @@ def test_cpuinfo_keeps_text_that_is_about_no_cpu() -> None:
     host = "processor\t: 0\nBogoMIPS\t: 1\n\nprocessor\t: 1\nBogoMIPS\t: 2\n\nHardware\t: Board\n"
     facts = make_facts(host=FakeHost(cpuinfo=host), cpus=(1,))
 
-    assert render("proc/cpuinfo", facts) == "processor\t: 0\nBogoMIPS\t: 2\n\nHardware\t: Board\n\n"
+    assert render("proc/cpuinfo", facts) == "processor\t: 0\nBogoMIPS\t: 2\n\nHardware\t: Board\n"
 
 
 def test_cpuinfo_of_a_cpu_that_went_offline_keeps_the_count() -> None:

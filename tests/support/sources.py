@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sysfsd.facts.collector import FactsCollector
-from sysfsd.kernel.cgroups import CgroupTree, read_cgroup_paths
-from sysfsd.policy import DEFAULT, Policy
+from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree, read_cgroup_paths
 from sysfsd.views import VIEWS, Family
+from tests.support.recorded import Record
 from tests.support.views import EACH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from sysfsd.facts.collector import Facts
-    from sysfsd.kernel.cgroups import CgroupPaths
 
 FIXTURES = Path(__file__).parent.parent / "pure" / "fixtures"
 PAGE = Path(__file__).parent.parent.parent / "sysfsd" / "views" / "README.md"
+
+DISKS = ("/proc/diskstats", "/proc/partitions")
+UNCOUNTED = "0: the kernel does not count it per cgroup"
 
 NODE_MEMINFO = "/sys/devices/system/node/nodeN/meminfo"
 
@@ -76,8 +78,23 @@ def rows(v1: Facts, v2: Facts) -> Iterator[Row]:
                 for name in names.keys() - {"MemTotal", "MemFree", "MemUsed"}:
                     del names[name]
                 names["all others"] = "as in /proc/meminfo, divided by `memory.numa_stat`"
+        if path in DISKS:
+            first, second = _one_device(first), _one_device(second)
         for name in [*first, *(name for name in second if name not in first)]:
-            yield Row(path, (name,), first.get(name, "—"), second.get(name, "—"))
+            yield Row(path, (name,), *_lines(name, first, second))
+
+
+def _lines(name: str, first: dict[str, str], second: dict[str, str]) -> tuple[str, str]:
+    """Both origins. A kernel that has no such line at all would count it no more than the other."""
+    v1, v2 = first.get(name, "—"), second.get(name, "—")
+    if UNCOUNTED in {v1, v2} and "—" in {v1, v2}:
+        return UNCOUNTED, UNCOUNTED
+    return v1, v2
+
+
+def _one_device(sources: Mapping[str, str]) -> dict[str, str]:
+    """Which devices a container used is its own affair; who counts for it is of interest."""
+    return {"each device": "; or ".join(dict.fromkeys(sources.values()))}
 
 
 def _by_name(items: Sequence[tuple[str, str, str]]) -> dict[str, str]:
@@ -90,15 +107,26 @@ def _by_name(items: Sequence[tuple[str, str, str]]) -> dict[str, str]:
 
 
 def gathered(found: Sequence[Row]) -> Iterator[Row]:
-    """Join neighbours with one origin: lines of one file, then files of one directory."""
-    for _, group in itertools.groupby(found, key=lambda row: (row.file, row.v1, row.v2)):
-        lines = list(group)
-        yield lines[0]._replace(names=tuple(name for row in lines for name in row.names))
+    """Join neighbours with one origin: lines of one file.
+
+    The order of vmstat's many lines means nothing: there, whatever has one origin is joined.
+    """
+
+    def origin(row: Row) -> tuple[str, str, str]:
+        return row.file, row.v1, row.v2
+
+    for file, lines in itertools.groupby(found, key=lambda row: row.file):
+        ordered = list(lines)
+        if file == "/proc/vmstat":
+            ordered.sort(key=origin)
+        for _, group in itertools.groupby(ordered, key=origin):
+            each = list(group)
+            yield each[0]._replace(names=tuple(name for row in each for name in row.names))
 
 
 def markdown() -> str:
     """Write the page."""
-    v1, v2 = (recorded(name) for name in ("cgroup-v1", "cgroup-v2-recorded"))
+    v1, v2 = (recorded(name) for name in ("cgroup-v1", "cgroup-v2-machine"))
     lines = [HEAD, "| file | what | cgroup v1 | cgroup v2 |", "|---|---|---|---|"]
     shown = list(gathered(list(rows(v1, v2))))
     single = {
@@ -148,21 +176,16 @@ def recorded(name: str) -> Facts:
         clock=lambda: 100_000_000_000,
         boot_time=lambda: 1_700_000_000.0,
     )
-    return collector.facts(_Recorded(1, pid, 90.5, paths))
-
-
-class _Recorded(NamedTuple):
-    serial: int
-    pid: int
-    started: float
-    cgroup: CgroupPaths
-    policy: Policy = DEFAULT
+    return collector.facts(Record(1, pid, 90.5, paths))
 
 
 def _container(base: Path) -> tuple[int, CgroupPaths]:
     proc = base / "proc"
     (pid,) = [int(each.parent.name) for each in proc.glob("[0-9]*/cgroup")]
-    return pid, read_cgroup_paths(pid, str(proc))
+    paths = read_cgroup_paths(pid, str(proc))
+    # The recorded v2 container has moved its processes below its own cgroup.
+    own = tuple((name, path.removesuffix("/leaf")) for name, path in paths.entries)
+    return pid, CgroupPaths(own)
 
 
 if __name__ == "__main__":

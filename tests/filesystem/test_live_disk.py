@@ -1,0 +1,158 @@
+"""The disk I/O of a real cgroup on a real block device, v1 or v2 (needs root, no FUSE)."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from sysfsd.facts.collector import FactsCollector
+from sysfsd.kernel.cgroups import CgroupTree, read_cgroup_paths
+from tests.support.views import view
+from tests.support.wait import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOOP_CTL_ADD, LOOP_CTL_REMOVE = 0x4C80, 0x4C81
+SIZE = 16 << 20
+KIB = 1024
+
+# Writes and reads a device, past every cache, as often as it is told to.
+WORKER = """
+import mmap, os, sys
+block = mmap.mmap(-1, 64 << 10)
+block.write(os.urandom(len(block)))
+device = os.open(sys.argv[1], os.O_RDWR | os.O_DIRECT)
+for line in sys.stdin:
+    writes, reads = map(int, line.split())
+    for number in range(writes):
+        os.pwritev(device, [block], number * len(block))
+    for number in range(reads):
+        os.preadv(device, [block], number * len(block))
+    print("done", flush=True)
+"""
+
+
+class Disk(NamedTuple):
+    number: str
+    name: str
+
+
+@contextmanager
+def loop_device(image: Path) -> Iterator[Disk]:
+    """A block device of our own."""
+    if not os.path.exists("/dev/loop-control"):
+        pytest.skip("no loop devices on this host")
+    with image.open("wb") as file:
+        file.truncate(SIZE)
+    minor = 512 + os.getpid() % 1024
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(control, LOOP_CTL_ADD, minor)
+        try:
+            path = f"/dev/loop{minor}"
+            until(lambda: os.path.exists(path), path)
+            subprocess.run(["losetup", path, str(image)], check=True)
+            device = os.stat(path).st_rdev
+            yield Disk(f"{os.major(device)}:{os.minor(device)}", f"loop{minor}")
+            subprocess.run(["losetup", "--detach", path], check=True)
+        finally:
+            fcntl.ioctl(control, LOOP_CTL_REMOVE, minor)
+    finally:
+        os.close(control)
+
+
+@contextmanager
+def cgroup(disk: Disk) -> Iterator[Path]:
+    """A cgroup whose I/O is counted."""
+    tree, own = CgroupTree.of_host(), read_cgroup_paths(os.getpid())
+    found = tree.controller(own, "io" if own.get("blkio") is None else "blkio")
+    if found is None:
+        pytest.skip("no io controller on this host")
+    path = Path(found.mountpoint, f"sysfsd-test-{os.getpid()}")
+    if found.version == 2:
+        enabled = Path(found.mountpoint, "cgroup.subtree_control").read_text().split()
+        if "io" not in enabled:
+            pytest.skip("the io controller is not enabled for cgroups of this host")
+    path.mkdir()
+    try:
+        if found.version == 1:
+            # Since Linux 6.10, v1 counts on devices on which there is a limit.
+            limit = path / "blkio.throttle.read_bps_device"
+            if not limit.exists():
+                pytest.skip("this kernel does not throttle I/O, and so does not count it")
+            limit.write_text(f"{disk.number} {1 << 40}")
+        yield path
+    finally:
+        until(lambda: not (path / "cgroup.procs").read_text(), "an empty cgroup")
+        path.rmdir()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    with loop_device(tmp_path / "image") as made:
+        yield made
+
+
+@pytest.fixture
+def worker(disk: Disk) -> Iterator[subprocess.Popen[str]]:
+    with ExitStack() as stack:
+        path = stack.enter_context(cgroup(disk))
+        process = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-c", WORKER, f"/dev/{disk.name}"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+        stack.callback(process.kill)
+        (path / "cgroup.procs").write_text(str(process.pid))
+        yield process
+
+
+def test_what_it_did_and_nothing_of_what_others_did(
+    worker: subprocess.Popen[str], disk: Disk
+) -> None:
+    collector = FactsCollector(tree=CgroupTree.of_host(), refresh_seconds=0)
+
+    caller = collector.callers.identify(worker.pid)
+
+    def shown(path: str) -> list[list[str]]:
+        text = view(path).render(collector.facts_of_caller(caller)).decode()
+        return [line.split() for line in text.splitlines()]
+
+    def work(writes: int, reads: int) -> None:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        print(writes, reads, file=worker.stdin, flush=True)
+        assert worker.stdout.readline() == "done\n"
+
+    # Our own: udev's look at a new device, or this.
+    subprocess.run(
+        ["dd", f"if=/dev/{disk.name}", "of=/dev/null", "bs=1M", "count=1", "iflag=direct"],
+        check=True,
+        stderr=subprocess.DEVNULL,
+    )
+    assert shown("proc/diskstats") == []
+    assert len(shown("proc/partitions")) == 2  # a header and an empty line
+
+    work(writes=8, reads=3)
+    [line] = shown("proc/diskstats")
+    major, minor = disk.number.split(":")
+    assert line[:3] == [major, minor, disk.name]
+    numbers = [int(field) for field in line[3:]]
+    assert [numbers[column] for column in (0, 2, 4, 6)] == [3, 3 * 128, 8, 8 * 128]
+    assert shown("proc/partitions")[2:] == [[major, minor, str(SIZE // KIB), disk.name]]
+    events = {row[0]: int(row[1]) for row in shown("proc/vmstat")}
+    assert (events["pgpgin"], events["pgpgout"]) == (3 * 64, 8 * 64)
+
+    work(writes=0, reads=5)
+    assert shown("proc/diskstats")[0][3:6] == ["8", "0", str(8 * 128)]
