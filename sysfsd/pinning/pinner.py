@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 INTERVAL_SECONDS = 0.5
 """A changed quota or cpuset is followed within a second."""
 
-SETTLE_SECONDS = 0.5
-"""A container that starts waits so long for its pin, and starts without it then."""
+SETTLE_SECONDS = 1.0
+"""A container that starts waits so long for its pin (the hook has 1.8 s), and starts without it."""
 
 GRACE_SECONDS = 10.0
 """A predecessor's containers have so long to be registered again before they are let go."""

@@ -98,7 +98,7 @@ def set_quota(box: Container, cpus: float) -> None:
 
 def end(daemon: Serving, number: int) -> None:
     daemon.process.send_signal(number)
-    assert daemon.process.wait(20) in {0, -number}
+    assert daemon.process.wait(60) in {0, -number}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -114,18 +114,19 @@ def test_no_counter_runs_backwards(tmp_path: Path, number: int) -> None:
                 if not counters.reads:
                     # The newest process, seen once and never again.
                     with box.background("sleep", "100"):
-                        assert counters.read()["last pid"] > 1
+                        until(lambda: counters.read()["last pid"] > 1, "a sample of it")
                 with counters.reading():
                     end(daemon, number)
         with serving(tmp_path) as daemon:
             daemon.register("web", box.pid)
-            last = counters.read()
+            before, last = counters.read(), counters.read()
     assert not counters.backwards
     assert counters.reads > 20 * len(QUOTAS)
     # They would be smaller if they had begun anew: of the many CPUs it saw, its uptime has one.
     assert last["last pid"] > 1
     assert last["cpu.3"] > last["cpu0.3"]
-    assert abs(sum(last[f"cpu0.{i}"] for i in range(10)) / 100 - last["uptime"]) < 0.5
+    busy_and_idle = sum(last[f"cpu0.{i}"] for i in range(10)) / 100
+    assert before["uptime"] - 0.05 <= busy_and_idle <= last["uptime"] + 0.05
 
 
 def test_what_was_used_meanwhile_is_counted(tmp_path: Path) -> None:
