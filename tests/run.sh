@@ -10,6 +10,7 @@
 #   filesystem  a real FUSE mount, no containers
 #   runtime     real runc and crun, no engine
 #   engine      real Docker engines, outer and inner, and Podman
+#   programs    free, top, lscpu, a JVM … in containers, with sysfsd, with lxcfs, with nothing
 #
 # Missing Debian packages are installed, Python packages go to .venv in the checkout, images are
 # cached in /var/cache/sysfsd-tests (SYSFSD_TEST_CACHE). An engine that runs here is left alone.
@@ -21,7 +22,7 @@ root=$(dirname -- "$(dirname -- "$(readlink -f -- "$0")")")
 
 level=all
 case ${1-} in
-all | fast | lint | pure | filesystem | runtime | engine)
+all | fast | lint | pure | filesystem | runtime | engine | programs)
 	level=$1
 	shift
 	;;
@@ -31,7 +32,7 @@ all | fast | lint | pure | filesystem | runtime | engine)
 	;;
 esac
 case $level in
-all) parts='lint pure filesystem runtime engine' ;;
+all) parts='lint pure filesystem runtime engine programs' ;;
 fast) parts='lint pure filesystem runtime' ;;
 *) parts=$level ;;
 esac
@@ -54,14 +55,16 @@ packages=base
 ! wants lint || packages="$packages lint"
 ! wants runtime || packages="$packages runtime"
 ! wants engine || packages="$packages runtime engine podman"
+! wants programs || packages="$packages runtime engine"
 # shellcheck disable=SC2086 # one word per level
 install_packages $packages
 make_environment
 ! wants lint || step "Lint: ruff, mypy --strict, shellcheck" run_apart lint
 ! wants engine || make_images
+! wants programs || make_program_image
 
 folders=
-for part in pure filesystem runtime engine; do
+for part in pure filesystem runtime engine programs; do
 	! wants "$part" || [ ! -d "$root/tests/$part" ] || folders="$folders tests/$part"
 done
 rm -f "$setup_log"

@@ -7,6 +7,7 @@
 #   install_packages LEVEL…
 #   make_environment
 #   make_images
+#   make_program_image
 
 : "${root:?set root to the directory of the checkout}"
 venv=$root/.venv
@@ -143,4 +144,10 @@ make_images() {
 	images=$(sh "$root/tests/images/build.sh" --where)
 	[ -e "$images/complete" ] ||
 		step "Container images with mmdebstrap (once, cached)" sh "$root/tests/images/build.sh"
+}
+
+make_program_image() {
+	images=$(sh "$root/tests/images/programs.sh" --where)
+	[ -e "$images/complete" ] ||
+		step "Image of programs with mmdebstrap (once, cached)" sh "$root/tests/images/programs.sh"
 }

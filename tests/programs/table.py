@@ -1,0 +1,98 @@
+"""Print what the programs show, as the table of the documentation.
+
+    python -m tests.programs.table
+
+takes about three minutes, as root, with an engine of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.programs.bench import KINDS, bench
+from tests.programs.measure import each_check
+from tests.programs.ways import LXCFS_OPTIONS, Way
+
+if TYPE_CHECKING:
+    from tests.programs.bench import Bench, Kind
+    from tests.programs.catalogue import Check
+    from tests.programs.measure import Cell
+
+
+def tables(bench: Bench) -> str:
+    """Measure and lay out, in Markdown: a table for each kind of ordinary container."""
+    return "\n\n".join(
+        [
+            *(_table(bench, kind) for kind in KINDS if Way.LXCFS in kind.ways),
+            _notes(bench),
+        ]
+    )
+
+
+def _table(bench: Bench, kind: Kind) -> str:
+    measured = bench.measured(kind)
+    expected = measured.expected
+    options = " ".join(("-m 300m", *(option.replace("=", " ") for option in kind.options)))
+    lines = [
+        f"`docker run {options}`:",
+        "",
+        "| program | shows | right is | sysfsd | lxcfs | nothing |",
+        "|---|---|---|---|---|---|",
+    ]
+    name = ""
+    for program, check in each_check():
+        cells = [measured.cells[way][program.name, check.name] for way in Way]
+        first = f"`{program.name}`" if program.name != name else ""
+        name = program.name
+        row = [first, _mark(check), check.quantity.words(expected), *map(_cell, cells)]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def _mark(check: Check) -> str:
+    return check.name + (" †" if check.unreachable else " ‡" if check.explained else "")
+
+
+def _cell(cell: Cell) -> str:
+    return cell.text if cell.right else f"**{cell.text}**"
+
+
+def _notes(bench: Bench) -> str:
+    unreachable: dict[str, list[str]] = {}
+    notes = []
+    for program, check in each_check():
+        if check.unreachable:
+            unreachable.setdefault(check.unreachable, []).append(f"`{program.name}` ({check.name})")
+        if check.explained:
+            notes.append(f"- ‡ `{program.name}` ({check.name}): {check.explained}.")
+    calls = [
+        f"- † `{call}(2)`, which no file system reaches: {', '.join(programs)}."
+        for call, programs in unreachable.items()
+    ]
+    return "\n".join(
+        [
+            "**Bold** is wrong. The container is idle, has 48 MiB in its tmpfs, and a neighbour "
+            "keeps all CPUs of the host busy.",
+            f"lxcfs is Debian's {bench.lxcfs.version} with `{' '.join(LXCFS_OPTIONS)}`; without "
+            "these options it shows the host's load, and the quota nowhere.",
+            "",
+            *calls,
+            *notes,
+        ]
+    )
+
+
+def main() -> int:
+    """Print the tables."""
+    with tempfile.TemporaryDirectory(prefix="sysfsd-programs-") as directory:
+        Path(directory).chmod(0o711)
+        with bench(Path(directory)) as running:
+            print(tables(running))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

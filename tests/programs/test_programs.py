@@ -1,0 +1,168 @@
+"""Programs that nobody here wrote print the container's own numbers."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.programs.bench import KINDS
+from tests.programs.catalogue import PROGRAMS, WAITING
+from tests.programs.measure import each_check, measure
+from tests.programs.rules import Quantity
+from tests.programs.ways import Way
+from tests.support.wait import until
+
+if TYPE_CHECKING:
+    from tests.programs.bench import Bench, Box, Kind, Measured
+    from tests.programs.catalogue import Check, Program
+
+
+def _parameters(*, unreachable: bool) -> list[object]:
+    return [
+        pytest.param(
+            program,
+            check,
+            id=f"{program.name}-{check.name}".replace(" ", "_"),
+            marks=[pytest.mark.xfail(reason=f"waits for a view of {check.file}", strict=False)]
+            if check.file in WAITING
+            else [],
+        )
+        for program, check in each_check()
+        if bool(check.unreachable) is unreachable and not (check.explained and unreachable)
+    ]
+
+
+@pytest.mark.parametrize(("program", "check"), _parameters(unreachable=False))
+def test_a_program_shows_the_containers_own(
+    measured: Measured, program: Program, check: Check
+) -> None:
+    cell = measured.cells[Way.SYSFSD][program.name, check.name]
+    wanted = check.quantity.words(measured.expected)
+    if check.explained and check.quantity is not Quantity.HOST_BOOT:
+        assert not cell.right, f"not to be explained any more: {cell.text}"
+    else:
+        assert cell.right, f"{cell.text}, not {wanted}:\n{cell.output}"
+
+
+def test_no_view_is_waited_for_that_is_there(measured: Measured) -> None:
+    # Then the checks of what is shown there must pass: take it out of WAITING.
+    assert measured.views == frozenset()
+
+
+def test_what_is_waited_for_is_asked_for() -> None:
+    assert set(WAITING) == {check.file for _, check in each_check() if check.file in WAITING}
+
+
+def test_without_us_each_kind_of_number_is_wrong_somewhere(running: Bench) -> None:
+    """Else a check could not fail."""
+    cells = running.measured(KINDS[0]).cells[Way.NOTHING]
+    wrong = {check.quantity for p, check in each_check() if not cells[p.name, check.name].right}
+    # The host may have no swap, like the container; its time of boot is what is to be shown.
+    assert set(Quantity) - wrong <= {Quantity.SWAP_TOTAL, Quantity.HOST_BOOT}
+
+
+def test_lxcfs_is_what_it_is_compared_with(running: Bench) -> None:
+    """That its files are in place at all, and at their best."""
+    cells = running.measured(KINDS[0]).cells[Way.LXCFS]
+    for check in ("total", "free"):
+        assert cells["free", check].right
+    for program in ("mpstat", "uptime"):
+        for each in PROGRAMS:
+            if each.name == program:
+                right = [cells[program, check.name].right for check in each.checks]
+                assert right.count(False) <= 1
+
+
+def test_a_busy_container_looks_busy(box: Box) -> None:
+    """Whoever always says "idle" would pass the other checks."""
+    shares = {Quantity.IDLE_PERCENT, Quantity.BUSY_PERCENT}
+    programs = [p for p in PROGRAMS if any(check.quantity in shares for check in p.checks)]
+    assert len(programs) >= 5
+    docker = box.own.docker
+    docker("exec", "--detach", box.name, "sh", "-c", "while :; do :; done")
+    for program in programs:
+
+        def busy(program: Program = program) -> bool:
+            cells = measure(box.run, box.expected, [program])
+            return not any(
+                cells[program.name, check.name].right
+                for check in program.checks
+                if check.quantity in shares
+            )
+
+        until(busy, f"{program.name} to see the CPU busy", deadline=120)
+    load = "awk '$1 > 0 { print $1 }' /proc/loadavg"
+    until(lambda: box.run(load).strip(), "a load average", deadline=60)
+
+
+# --- What no file system reaches -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("program", "check"), _parameters(unreachable=True))
+def test_what_is_said_to_be_unreachable_is(box: Box, program: Program, check: Check) -> None:
+    """The number that the program prints is what the system call gave it."""
+    calls = _traced(box, program.script, check.unreachable)
+    printed = check.read(calls.output)
+    answers = [_answer(check, line) for line in calls.lines]
+    assert answers, f"{program.name} does not call {check.unreachable}"
+    assert any(abs(printed - answer) <= max(check.precision, 0.01) for answer in answers), (
+        f"{printed} is none of {answers}: it has another source, which may be reached"
+    )
+
+
+def test_go_asks_the_scheduler_how_many_cpus_there_are(box: Box) -> None:
+    # Its runtime does so before main: for runtime.NumCPU, which is what GOMAXPROCS starts with.
+    calls = _traced(box, "prometheus-node-exporter --version", "sched_getaffinity")
+    assert "go version" in calls.output
+    assert calls.lines
+
+
+class _Calls:
+    """What a program printed, and its calls of one system call."""
+
+    def __init__(self, output: str, trace: str) -> None:
+        self.output = output
+        self.lines = [line for line in trace.splitlines() if "(" in line and " = -1 " not in line]
+
+
+def _traced(box: Box, script: str, call: str) -> _Calls:
+    trace = (
+        f"strace -f -qq -e trace={call} -e signal=none -o /tmp/trace sh -c {shlex.quote(script)}"
+    )
+    output = box.run(trace)
+    return _Calls(output, box.run("cat /tmp/trace"))
+
+
+def _answer(check: Check, line: str) -> float:
+    """What a call answered, as the quantity that the check is about."""
+    if check.unreachable == "sched_getaffinity":
+        mask = re.search(r"\[([\d ,-]*)\]", line)
+        assert mask is not None, line
+        return len(mask[1].split())
+    field = {
+        Quantity.MEMORY_TOTAL: r"totalram=(\d+)",
+        Quantity.UPTIME: r"uptime=(\d+)",
+        Quantity.LOAD: r"loads=\[(\d+)",
+    }[check.quantity]
+    found = re.search(field, line)
+    assert found is not None, line
+    value = float(found[1])
+    return value / 65536 if check.quantity is Quantity.LOAD else value  # SI_LOAD_SHIFT
+
+
+@pytest.mark.parametrize("kind", KINDS[:1], ids=lambda kind: kind.name)
+def test_a_cpuset_beside_the_quota_settles_what_asks_the_scheduler(
+    running: Bench, kind: Kind
+) -> None:
+    """What the README advises: give both."""
+    both = running.measured(KINDS[-1])
+    assert both.expected.affinity == both.expected.cpus
+    for program, check in each_check():
+        if check.unreachable == "sched_getaffinity":
+            assert both.cells[Way.SYSFSD][program.name, check.name].right
+            assert running.measured(kind).cells[Way.SYSFSD][program.name, check.name].value == (
+                kind.affinity
+            )
