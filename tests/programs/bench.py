@@ -75,6 +75,7 @@ class Box:
 
     kind: Kind
     name: str
+    identifier: str
     pid: int
     expected: Expected
     own: Throwaway
@@ -134,7 +135,8 @@ class Bench:
                 started=started,
                 host_boot=host.boot(),
             )
-            box = Box(kind, name, docker.pid(name), expected, self.own)
+            identifier = docker.inspect(name)["Id"]
+            box = Box(kind, name, identifier, docker.pid(name), expected, self.own)
             docker.shell(name, f"head -c {BALLAST} /dev/zero >/dev/shm/ballast")
             yield box
 

@@ -27,8 +27,6 @@ WAITING: Mapping[str, str] = {
     "proc/pressure/cpu": "its own stalls",
     "proc/vmstat": "its own paging",
     "sys/block": "iostat looks at the disks here, not in /proc/diskstats",
-    "sys/devices/system/cpu": "the whole directory: cpuN are counted here",
-    "sys/devices/system/node": "its CPUs and memory",
 }
 """Paths that no view covers yet, and what will be right when one does. The checks whose number
 comes from there are expected to fail; take a path out when its view is there."""
@@ -48,7 +46,7 @@ class Check:
     unreachable: str = ""
     """The system call that it comes from instead, which no file system reaches."""
     explained: str = ""
-    """Why it is the host's, on purpose or for want of something better."""
+    """Why it is the host's, on purpose."""
     host: Callable[[], float] | None = None
     """For LESS_THAN_HOST: the host's own number."""
 
@@ -389,8 +387,6 @@ PROGRAMS: tuple[Program, ...] = (
                 Quantity.MEMORY_TOTAL,
                 number(r"^Total online memory:\s+(\d+)"),
                 "sys/devices/system/memory",
-                explained="it lists the machine's memory modules by address, in blocks of 128 MiB "
-                "or more: no such list adds up to a limit",
             ),
         ),
     ),

@@ -31,7 +31,7 @@ def _parameters(*, unreachable: bool) -> list[object]:
             else [],
         )
         for program, check in each_check()
-        if bool(check.unreachable) is unreachable and not (check.explained and unreachable)
+        if bool(check.unreachable) is unreachable
     ]
 
 
@@ -41,10 +41,7 @@ def test_a_program_shows_the_containers_own(
 ) -> None:
     cell = measured.cells[Way.SYSFSD][program.name, check.name]
     wanted = check.quantity.words(measured.expected)
-    if check.explained and check.quantity is not Quantity.HOST_BOOT:
-        assert not cell.right, f"not to be explained any more: {cell.text}"
-    else:
-        assert cell.right, f"{cell.text}, not {wanted}:\n{cell.output}"
+    assert cell.right, f"{cell.text}, not {wanted}:\n{cell.output}"
 
 
 def test_no_view_is_waited_for_that_is_there(measured: Measured) -> None:
