@@ -45,6 +45,8 @@ class Kernel:
     """The largest number of a process of its, as numbered inside."""
     cpus: int
     """How many it can keep busy: cpuset, and quota rounded up."""
+    disk: int
+    """Bytes that it read and wrote, as far as the kernel counts them."""
     host: Mapping[str, int]
     """The host's /proc/meminfo, in kB."""
 
@@ -78,6 +80,7 @@ class Kernel:
             tasks=len(threads),
             last_pid=max(map(_inner_pid, threads)),
             cpus=cpuset if quota < 0 else min(cpuset, -(-quota // period)),
+            disk=_disk(V1 / "blkio" / paths["blkio"]),
             host=meminfo(Path("/proc/meminfo").read_text()),
         )
 
@@ -89,6 +92,17 @@ def _cgroups(pid: int) -> dict[str, str]:
         _, controllers, path = line.split(":", 2)
         found.update(dict.fromkeys(controllers.split(","), path.lstrip("/")))
     return found
+
+
+def _disk(cgroup: Path) -> int:
+    """The sum over the devices; of two policies that count one, the one that counts more."""
+    counted: dict[str, int] = {}
+    for policy in ("", "bfq.", "throttle."):
+        file = cgroup / f"blkio.{policy}io_service_bytes_recursive"
+        text = file.read_text() if file.exists() else ""
+        for device, size in re.findall(r"^(\S+) Total (\d+)", text, re.MULTILINE):
+            counted[device] = max(int(size), counted.get(device, 0))
+    return sum(counted.values())
 
 
 def _number(path: Path) -> int:
@@ -168,12 +182,9 @@ def _loadavg(text: str) -> Fields:
 
 
 def _diskstats(text: str) -> Fields:
-    """Sums over all disks."""
+    """Read, written and discarded, on all devices."""
     rows = [line.split() for line in text.splitlines()]
-    return {name: sum(int(row[column]) for row in rows) for name, column in _COLUMNS}
-
-
-_COLUMNS = (("reads", 3), ("sectors read", 5), ("writes", 7), ("sectors written", 9))
+    return {"bytes": 512 * sum(int(row[column]) for row in rows for column in (5, 9, 15))}
 
 
 def _slabinfo(text: str) -> Fields:
@@ -462,10 +473,10 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "proc/diskstats",
-        "reads|writes|sectors (read|written)",
+        "bytes",
         "lxcfs looks for files that the kernel had until 5.0 (CFQ's), and without them shows the "
         "host's disks: how others use them",
-        lambda before, after: Range(0, 0),
+        lambda before, after: Range(before.disk, after.disk),
     ),
     Rule(
         "proc/slabinfo",
