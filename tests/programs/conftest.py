@@ -40,7 +40,7 @@ def measured(running: Bench, kind: Kind) -> Measured:
     return running.measured(kind)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def box(running: Bench) -> Iterator[Box]:
     """A container with a quota of one CPU, with sysfsd's views, and no busy neighbour."""
     with running.box(KINDS[0]) as box, running.way(box, Way.SYSFSD):

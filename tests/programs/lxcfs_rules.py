@@ -230,11 +230,11 @@ Truth = int | float | str | Range
 Condition = Callable[["Kernel"], bool]
 
 
-def _always(kernel: Kernel) -> bool:
+def always(kernel: Kernel) -> bool:
     return True
 
 
-def _never(kernel: Kernel) -> bool:
+def never(kernel: Kernel) -> bool:
     return False
 
 
@@ -264,9 +264,9 @@ class Rule:
     why: str
     truth: Callable[[Kernel, Kernel], Truth]
     """What is true, by the kernel before and after both were read."""
-    differ: Condition = _always
+    differ: Condition = always
     """When they must differ; else they may."""
-    lxcfs_right: Condition = _never
+    lxcfs_right: Condition = never
     """When lxcfs is right, too: it looked at another moment."""
 
     def covers(self, file: str, field: str) -> bool:
@@ -319,9 +319,9 @@ def _mask(count: int) -> str:
     return "0" if count == 1 else f"0-{count - 1}"
 
 
-_NOT_COUNTED = (
-    "cgroup v1 does not count it: sysfsd shows 0 and not more than the container uses, lxcfs the "
-    "host's"
+NOT_COUNTED = (
+    "cgroup v1 does not count it: sysfsd says 0, which a container's part of it at least is; "
+    "lxcfs what all of the host have, which may be more than the container uses"
 )
 _HOSTS = (
     "lxcfs shows the host's: what others do, and a side channel; the kernel counts none per cgroup"
@@ -350,16 +350,16 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "proc/meminfo",
         "Mlocked|KReclaimable|KernelStack|PageTables|Committed_AS|VmallocUsed|Percpu",
-        _NOT_COUNTED,
+        NOT_COUNTED,
         lambda before, after: 0,
     ),
     Rule(
         "proc/meminfo",
         "SecPageTables|NFS_Unstable|Bounce|WritebackTmp|Balloon|FileHugePages|FilePmdMapped"
         "|CmaTotal|CmaFree|Unaccepted|HardwareCorrupted|GPU.*",
-        _NOT_COUNTED,
+        NOT_COUNTED,
         lambda before, after: 0,
-        differ=_never,  # 0 on many hosts
+        differ=never,  # 0 on many hosts
     ),
     Rule(
         "proc/meminfo",
@@ -387,14 +387,14 @@ RULES: tuple[Rule, ...] = (
         r"\d+: (siblings|cpu cores)",
         "lxcfs leaves the host's counts in a file of fewer CPUs",
         lambda before, after: str(before.cpus),
-        differ=_never,  # a host of many small packages
+        differ=never,  # a host of many small packages
     ),
     Rule(
         "proc/cpuinfo",
         r"0: (core id|apicid|initial apicid|physical id)",
         "lxcfs leaves the host's numbers of CPUs that it counts from 0",
         lambda before, after: "0",
-        differ=_never,  # the first CPU of a host
+        differ=never,  # the first CPU of a host
     ),
     Rule(
         "proc/stat",
@@ -424,22 +424,22 @@ RULES: tuple[Rule, ...] = (
         "procs_running",
         "lxcfs shows how many of the host's tasks want to run",
         lambda before, after: Range(1, after.tasks),
-        differ=_never,  # a quiet host
+        differ=never,  # a quiet host
     ),
     Rule(
         "proc/stat",
         "procs_blocked",
         "lxcfs shows how many of the host's tasks wait for a disk",
         lambda before, after: 0,
-        differ=_never,  # a quiet host
+        differ=never,  # a quiet host
     ),
     Rule(
         "proc/uptime",
         "up",
         "read one after the other",
         lambda before, after: Range(before.uptime - _REFRESH, after.uptime + _REFRESH),
-        differ=_never,
-        lxcfs_right=_always,
+        differ=never,
+        lxcfs_right=always,
     ),
     Rule(
         "proc/uptime",
@@ -455,8 +455,8 @@ RULES: tuple[Rule, ...] = (
         "1|5|15",
         "each takes its own sample every 5 seconds, from when it first heard of the container",
         lambda before, after: Range(0, after.tasks),
-        differ=_never,
-        lxcfs_right=_always,
+        differ=never,
+        lxcfs_right=always,
     ),
     Rule(
         "proc/loadavg",

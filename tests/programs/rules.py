@@ -81,13 +81,6 @@ class Quantity(Enum):
     MEMORY_OF_PROGRAMS = Rule(
         lambda e: "its own, without tmpfs", _between(lambda e: 0, lambda e: PROGRAMS_USE)
     )
-    MEMORY_USED_PERCENT = Rule(
-        lambda e: f"{100 * e.ballast / e.memory:.0f} % and its own",
-        _between(
-            lambda e: 100 * e.ballast / e.memory,
-            lambda e: 100 * (e.ballast + PROGRAMS_USE) / e.memory,
-        ),
-    )
     MEMORY_FREE = Rule(
         lambda e: f"at most {_mib(e.memory - e.ballast)}",
         _between(lambda e: 0, lambda e: e.memory - e.ballast),
@@ -146,4 +139,4 @@ _SIZES = {
     Quantity.MEMORY_AVAILABLE,
     Quantity.SWAP_TOTAL,
 }
-_SHARES = {Quantity.MEMORY_USED_PERCENT, Quantity.IDLE_PERCENT, Quantity.BUSY_PERCENT}
+_SHARES = {Quantity.IDLE_PERCENT, Quantity.BUSY_PERCENT}

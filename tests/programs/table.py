@@ -7,12 +7,14 @@ takes about three minutes, as root, with an engine of its own.
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.programs.bench import KINDS, bench
+from tests.programs.lxcfs_rules import NOT_COUNTED, RULES, always
 from tests.programs.measure import each_check
 from tests.programs.ways import LXCFS_OPTIONS, Way
 
@@ -85,12 +87,25 @@ def _notes(bench: Bench) -> str:
     )
 
 
+def differences() -> str:
+    """Lay out where sysfsd and lxcfs differ, and who is right."""
+    lines = ["| file | field | right is | why |", "|---|---|---|---|"]
+    for rule in RULES:
+        fields = re.sub(r"^(\\d\+|\d): |[()]|\.\*", "", rule.fields).replace("|", ", ")
+        who = "both" if rule.lxcfs_right is always else "sysfsd"
+        if rule.why is NOT_COUNTED:
+            who = "neither"
+        lines.append(f"| `/{rule.file}` | {fields or 'all'} | {who} | {rule.why} |")
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Print the tables."""
     with tempfile.TemporaryDirectory(prefix="sysfsd-programs-") as directory:
         Path(directory).chmod(0o711)
         with bench(Path(directory)) as running:
             print(tables(running))
+    print(f"\nFile by file, on cgroup v1:\n\n{differences()}")
     return 0
 
 

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.skipif(
 
 KINDS = (
     Kind("side-by-side-quota", ("--cpus=1",), cpus=1, affinity=host.cpus()),
+    Kind("side-by-side-cpuset", (f"--cpuset-cpus={host.cpus() - 1}",), cpus=1, affinity=1),
     Kind("side-by-side-all", (), cpus=host.cpus(), affinity=host.cpus()),
 )
 
