@@ -23,9 +23,7 @@ Reader = Callable[[str], float]
 """Finds one number in what a program printed; NaN if it is not there."""
 
 WAITING: Mapping[str, str] = {
-    "proc/diskstats": "its own reads and writes",
     "proc/pressure/cpu": "its own stalls",
-    "proc/vmstat": "its own paging",
     "sys/block": "iostat looks at whole disks here, and not in /proc/diskstats",
 }
 """Paths that no view covers yet, and what will be right when one does. The checks whose number

@@ -31,9 +31,6 @@ KINDS = (
     Kind("side-by-side-all", (), cpus=host.cpus(), affinity=host.cpus()),
 )
 
-WAITING = {"proc/diskstats", "proc/slabinfo"}
-"""Files that sysfsd has no view of yet."""
-
 # Some of each kind of memory: huge, locked, mapped from a file; tmpfs there is already.
 _HOLD = """
 import ctypes, mmap, os, signal
@@ -79,7 +76,7 @@ def _look(bench: Bench, box: Box) -> Look | None:
     """Look at both; None when the container's memory was not the same all the while."""
     directory = Path(bench.own.daemon.mountpoint, "containers", box.identifier)
     before = Kernel.now(box.pid)
-    ours = {file: (directory / file).read_text() for file in FILES if file not in WAITING}
+    ours = {file: (directory / file).read_text() for file in FILES}
     lxcfs = {file: _of_lxcfs(bench, box, file) for file in ours}
     after = Kernel.now(box.pid)
     if (before.memory, before.usage) != (after.memory, after.usage):
@@ -139,8 +136,6 @@ def test_every_difference_is_known(look: Look) -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.file} {rule.fields}"[:60])
 def test_who_is_right(look: Look, rule: Rule) -> None:
-    if rule.file in WAITING:
-        pytest.xfail(f"waits for a view of {rule.file}")
     truth = rule.truth(look.before, look.after)
     fields = [field for file, field in look.differences() if rule.covers(file, field)]
     for field in fields:
