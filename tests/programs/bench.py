@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.engine.throwaway import throwaway
@@ -13,17 +15,17 @@ from tests.programs.catalogue import WAITING
 from tests.programs.measure import measure
 from tests.programs.neighbour import busy_neighbour
 from tests.programs.rules import MIB, Expected
-from tests.programs.ways import Way, images, lxcfs
+from tests.programs.ways import Way, lxcfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
 
     from tests.engine.throwaway import Throwaway
     from tests.programs.measure import Cell, Key
     from tests.programs.ways import Lxcfs
 
 IMAGE = "sysfsd-programs:bookworm"
+LOAD = Path(__file__).parent.parent / "images" / "load.sh"
 MEMORY = 300 * MIB
 BALLAST = 48 * MIB
 """In the container's /dev/shm, of which Docker gives 64 MiB."""
@@ -168,8 +170,12 @@ class Bench:
 @contextmanager
 def bench(directory: Path) -> Iterator[Bench]:
     """An engine with the image, and lxcfs, which puts its things into ``directory``."""
-    archive = images() / "programs.tar"
-    path = "ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     with throwaway() as own, lxcfs(directory) as running:
-        own.docker("import", "--change", path, str(archive), IMAGE, deadline=300)
+        subprocess.run(
+            ["sh", str(LOAD), IMAGE],
+            env=own.environment(),
+            check=True,
+            capture_output=True,
+            timeout=1800,  # it builds the image, if need be
+        )
         yield Bench(own, running)

@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """The engine, sysfsd and lxcfs."""
-    directory = tmp_path_factory.mktemp("bench")
-    for parent in (directory, *directory.parents):
-        if parent.stat().st_mode & 0o011 != 0o011:
-            parent.chmod(parent.stat().st_mode | 0o011)
-    with bench(directory) as running:
+    with bench(tmp_path_factory.mktemp("bench")) as running:
         yield running
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.programs.catalogue import PROGRAMS
+from tests.programs.catalogue import PROGRAMS, WAITING
 from tests.programs.rules import Quantity
 
 if TYPE_CHECKING:
@@ -55,6 +55,16 @@ def measure(
 def _less(value: float, host: float) -> bool:
     # Counters only grow: whoever shows the host's shows at least what was there before.
     return value == 0 or value < host
+
+
+def wrong(cells: Mapping[Key, Cell], expected: Expected) -> list[str]:
+    """Say what is wrong though a file system could set it right, in a container with our views."""
+    return [
+        f"{program.name}, {check.name}: {cell.text}, not {check.quantity.words(expected)}"
+        for program, check in each_check()
+        if (cell := cells.get((program.name, check.name))) is not None
+        and not (cell.right or check.unreachable or check.explained or check.file in WAITING)
+    ]
 
 
 def each_check() -> list[tuple[Program, Check]]:

@@ -102,7 +102,6 @@ def differences() -> str:
 def main() -> int:
     """Print the tables."""
     with tempfile.TemporaryDirectory(prefix="sysfsd-programs-") as directory:
-        Path(directory).chmod(0o711)
         with bench(Path(directory)) as running:
             print(tables(running))
     print(f"\nFile by file, on cgroup v1:\n\n{differences()}")
