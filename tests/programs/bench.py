@@ -30,6 +30,8 @@ MEMORY = 300 * MIB
 BALLAST = 48 * MIB
 """In the container's /dev/shm, of which Docker gives 64 MiB."""
 
+TAKE_BALLAST = f"head -c {BALLAST} /dev/zero >/dev/shm/ballast"
+
 FUSE_MAGIC = "65735546"
 """FUSE_SUPER_MAGIC of linux/magic.h, as stat(1) writes it."""
 
@@ -37,7 +39,7 @@ SCRIPT_DEADLINE = 120.0
 """Seconds that a program may take, on a slow machine."""
 
 # sh as init, not sleep: it takes in the orphans of what runs here, else they would be tasks.
-_INIT = ("sh", "-c", "while :; do sleep 1000 & wait; done")
+INIT = ("sh", "-c", "while :; do sleep 1000 & wait; done")
 
 _LAST_CPU = host.cpus() - 1
 
@@ -53,6 +55,17 @@ class Kind:
     affinity: int
     runtime: str = "runc"
     ways: tuple[Way, ...] = (Way.SYSFSD, Way.LXCFS, Way.NOTHING)
+
+    def expected(self, started: float) -> Expected:
+        """What is right in one that was started then, of ``time.monotonic``, and has ballast."""
+        return Expected(
+            memory=MEMORY,
+            ballast=BALLAST,
+            cpus=self.cpus,
+            affinity=self.affinity,
+            started=started,
+            host_boot=host.boot(),
+        )
 
 
 KINDS = (
@@ -127,19 +140,12 @@ class Bench:
         with ExitStack() as stack:
             stack.callback(docker.attempt, "rm", "--force", "--volumes", name)
             docker(
-                *("run", "-d", "--name", name, f"--runtime={kind.runtime}", *options, IMAGE, *_INIT)
+                *("run", "-d", "--name", name, f"--runtime={kind.runtime}", *options, IMAGE, *INIT)
             )
-            expected = Expected(
-                memory=MEMORY,
-                ballast=BALLAST,
-                cpus=kind.cpus,
-                affinity=kind.affinity,
-                started=started,
-                host_boot=host.boot(),
-            )
+            expected = kind.expected(started)
             identifier = docker.inspect(name)["Id"]
             box = Box(kind, name, identifier, docker.pid(name), expected, self.own)
-            docker.shell(name, f"head -c {BALLAST} /dev/zero >/dev/shm/ballast")
+            docker.shell(name, TAKE_BALLAST)
             yield box
 
     @contextmanager

@@ -101,9 +101,11 @@ def differences() -> str:
 
 def main() -> int:
     """Print the tables."""
-    with tempfile.TemporaryDirectory(prefix="sysfsd-programs-") as directory:
-        with bench(Path(directory)) as running:
-            print(tables(running))
+    with (
+        tempfile.TemporaryDirectory(prefix="sysfsd-programs-") as directory,
+        bench(Path(directory)) as running,
+    ):
+        print(tables(running))
     print(f"\nFile by file, on cgroup v1:\n\n{differences()}")
     return 0
 
