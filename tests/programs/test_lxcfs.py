@@ -74,9 +74,8 @@ class Look:
 
 def _look(bench: Bench, box: Box) -> Look | None:
     """Look at both; None when the container's memory was not the same all the while."""
-    directory = Path(bench.own.daemon.mountpoint, "containers", box.identifier)
     before = Kernel.now(box.pid)
-    ours = {file: (directory / file).read_text() for file in FILES}
+    ours = {file: _of_us(bench, box, file) for file in FILES}
     lxcfs = {file: _of_lxcfs(bench, box, file) for file in ours}
     after = Kernel.now(box.pid)
     if (before.memory, before.usage) != (after.memory, after.usage):
@@ -87,6 +86,17 @@ def _look(bench: Bench, box: Box) -> Look | None:
         {file: FILES[file](text) for file, text in lxcfs.items()},
         after,
     )
+
+
+def _counted(bench: Bench, box: Box) -> bool:
+    """Whether both have taken a sample of its tasks, which each does every 5 seconds."""
+    tasks = Kernel.now(box.pid).tasks
+    texts = (_of_us(bench, box, "proc/loadavg"), _of_lxcfs(bench, box, "proc/loadavg"))
+    return all(FILES["proc/loadavg"](text)["tasks"] == tasks for text in texts)
+
+
+def _of_us(bench: Bench, box: Box, file: str) -> str:
+    return Path(bench.own.daemon.mountpoint, "containers", box.identifier, file).read_text()
 
 
 def _of_lxcfs(bench: Bench, box: Box, file: str) -> str:
@@ -108,13 +118,7 @@ def look(running: Bench, request: pytest.FixtureRequest) -> Look:
         docker.shell(box.name, f"python3 -c '{_HOLD}' >/tmp/hold 2>&1 &")
         until(lambda: "ready" in box.run("cat /tmp/hold"), "memory of all kinds")
         box.run("timeout 2 sh -c 'while :; do :; done'")
-        until(
-            lambda: (
-                FILES["proc/loadavg"](_of_lxcfs(running, box, "proc/loadavg"))["tasks"]
-                == Kernel.now(box.pid).tasks
-            ),
-            "lxcfs's next sample",
-        )
+        until(lambda: _counted(running, box), "samples of both since it has held still")
         assert first.keys() == FILES.keys()
         found = until(lambda: _look(running, box), "a look at a container that holds still")
         assert found is not None
@@ -142,7 +146,9 @@ def test_who_is_right(look: Look, rule: Rule) -> None:
         ours, lxcfs = (side[rule.file].get(field, 0) for side in (look.ours, look.lxcfs))
         assert holds(truth, ours), f"{field}: {ours} is not {truth}"
         right = rule.lxcfs_right(look.before)
-        assert holds(truth, lxcfs) is right, f"{field}: {lxcfs} of lxcfs, {truth} is true"
+        assert rule.by_chance or holds(truth, lxcfs) is right, (
+            f"{field}: {lxcfs} of lxcfs, {truth} is true"
+        )
     assert fields or not rule.differ(look.before), "they do not differ"
 
 
