@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 
 from tests.engine.throwaway import throwaway
 from tests.programs import host
-from tests.programs.catalogue import WAITING
 from tests.programs.measure import measure
 from tests.programs.neighbour import busy_neighbour
 from tests.programs.rules import MIB, Expected
 from tests.programs.ways import Way, lxcfs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from tests.engine.throwaway import Throwaway
     from tests.programs.measure import Cell, Key
@@ -31,9 +30,6 @@ BALLAST = 48 * MIB
 """In the container's /dev/shm, of which Docker gives 64 MiB."""
 
 TAKE_BALLAST = f"head -c {BALLAST} /dev/zero >/dev/shm/ballast"
-
-FUSE_MAGIC = "65735546"
-"""FUSE_SUPER_MAGIC of linux/magic.h, as stat(1) writes it."""
 
 SCRIPT_DEADLINE = 120.0
 """Seconds that a program may take, on a slow machine."""
@@ -103,12 +99,6 @@ class Box:
         )
         return (done.stdout + done.stderr).decode(errors="replace")
 
-    def covered(self, paths: Iterable[str]) -> frozenset[str]:
-        """Which of these paths are FUSE files now, rather than the kernel's."""
-        script = "".join(f"stat -f -c '%t {path}' /{path}\n" for path in paths)
-        lines = (line.split() for line in self.run(script).splitlines())
-        return frozenset(words[1] for words in lines if words[0] == FUSE_MAGIC)
-
 
 @dataclass(frozen=True, slots=True)
 class Measured:
@@ -116,8 +106,6 @@ class Measured:
 
     expected: Expected
     cells: Mapping[Way, Mapping[Key, Cell]]
-    views: frozenset[str]
-    """Which of the paths that wait for a view have one."""
 
 
 @dataclass(frozen=True)
@@ -163,13 +151,11 @@ class Bench:
         """What the programs print in one container, each way; measured once."""
         if kind.name not in self._measured:
             with self.box(kind) as box, busy_neighbour():
-                cells, views = {}, frozenset[str]()
+                cells = {}
                 for way in kind.ways:
                     with self.way(box, way):
                         cells[way] = measure(box.run, box.expected)
-                        if way is Way.SYSFSD:
-                            views = box.covered(WAITING)
-            self._measured[kind.name] = Measured(box.expected, cells, views)
+            self._measured[kind.name] = Measured(box.expected, cells)
         return self._measured[kind.name]
 
 

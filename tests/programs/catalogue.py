@@ -10,23 +10,13 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from sysfsd.kernel.procfs import parse_cpu_list
 from tests.programs import host
 from tests.programs.rules import KIB, MIB, Quantity
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 Reader = Callable[[str], float]
 """Finds one number in what a program printed; NaN if it is not there."""
-
-WAITING: Mapping[str, str] = {
-    "proc/pressure/cpu": "its own stalls",
-}
-"""Paths that no view covers yet, and what will be right when one does. The checks whose number
-comes from there are expected to fail; take a path out when its view is there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,6 +128,8 @@ class Quantity(Enum):
             return f"{value:.0f} %"
         if self in {Quantity.UPTIME, Quantity.IDLE_TIME}:
             return f"{value:.0f} s"
+        if self is Quantity.LESS_THAN_HOST:
+            return f"{value:,.0f}"
         return f"{value:.2f}" if self is Quantity.LOAD else f"{value:.0f}"
 
 

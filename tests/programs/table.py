@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from tests.programs.bench import KINDS, bench
 from tests.programs.lxcfs_rules import NOT_COUNTED, RULES, always
 from tests.programs.measure import each_check
+from tests.programs.rules import Quantity
 from tests.programs.ways import LXCFS_OPTIONS, Way
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 
 def tables(bench: Bench) -> str:
-    """Measure and lay out, in Markdown: a table for each kind of ordinary container."""
+    """Measure and lay out, in Markdown: all for a container with a quota; for one with a cpuset,
+    where only the CPUs are another matter, these."""
     return "\n\n".join(
         [
             *(_table(bench, kind) for kind in KINDS if Way.LXCFS in kind.ways),
@@ -46,6 +48,8 @@ def _table(bench: Bench, kind: Kind) -> str:
     ]
     name = ""
     for program, check in each_check():
+        if kind is not KINDS[0] and check.quantity is not Quantity.CPUS:
+            continue
         cells = [measured.cells[way][program.name, check.name] for way in Way]
         first = f"`{program.name}`" if program.name != name else ""
         name = program.name

@@ -11,7 +11,6 @@ import pytest
 
 from tests.programs import host
 from tests.programs.bench import KINDS
-from tests.programs.catalogue import WAITING
 from tests.programs.measure import each_check
 from tests.programs.rules import Quantity
 from tests.programs.ways import Way
@@ -26,14 +25,7 @@ if TYPE_CHECKING:
 
 def _parameters(*, unreachable: bool) -> list[object]:
     return [
-        pytest.param(
-            program,
-            check,
-            id=f"{program.name}-{check.name}".replace(" ", "_"),
-            marks=[pytest.mark.xfail(reason=f"waits for a view of {check.file}", strict=False)]
-            if check.file in WAITING
-            else [],
-        )
+        pytest.param(program, check, id=f"{program.name}-{check.name}".replace(" ", "_"))
         for program, check in each_check()
         if bool(check.unreachable) is unreachable
     ]
@@ -49,15 +41,6 @@ def test_a_program_shows_the_containers_own(
     else:
         wanted = check.quantity.words(measured.expected)
         assert cell.right, f"{cell.text}, not {wanted}:\n{cell.output}"
-
-
-def test_no_view_is_waited_for_that_is_there(measured: Measured) -> None:
-    # Then the checks of what is shown there must pass: take it out of WAITING.
-    assert measured.views == frozenset()
-
-
-def test_what_is_waited_for_is_asked_for() -> None:
-    assert set(WAITING) == {check.file for _, check in each_check() if check.file in WAITING}
 
 
 def test_without_us_each_kind_of_number_is_wrong_somewhere(running: Bench) -> None:
