@@ -10,6 +10,7 @@
 #   filesystem  a real FUSE mount, no containers
 #   runtime     real runc and crun, no engine
 #   engine      real Docker engines, outer and inner, and Podman
+#   programs    free, top, lscpu, a JVM … in containers, with sysfsd, with lxcfs, with nothing
 #   vm          in a virtual machine: systemd, Docker and cgroup v2 alone
 #
 # Missing Debian packages are installed, Python packages go to .venv in the checkout, images are
@@ -22,7 +23,7 @@ root=$(dirname -- "$(dirname -- "$(readlink -f -- "$0")")")
 
 level=all
 case ${1-} in
-all | fast | lint | pure | filesystem | runtime | engine | vm)
+all | fast | lint | pure | filesystem | runtime | engine | programs | vm)
 	level=$1
 	shift
 	;;
@@ -32,7 +33,7 @@ all | fast | lint | pure | filesystem | runtime | engine | vm)
 	;;
 esac
 case $level in
-all) parts='lint pure filesystem runtime engine' ;;
+all) parts='lint pure filesystem runtime engine programs' ;;
 fast) parts='lint pure filesystem runtime' ;;
 *) parts=$level ;;
 esac
@@ -55,16 +56,18 @@ packages=base
 ! wants lint || packages="$packages lint"
 ! wants runtime || packages="$packages runtime"
 ! wants engine || packages="$packages runtime engine podman"
+! wants programs || packages="$packages runtime engine"
 ! wants vm || packages="$packages vm"
 # shellcheck disable=SC2086 # one word per level
 install_packages $packages
 make_environment
 ! wants lint || step "Lint: ruff, mypy --strict, shellcheck" run_apart lint
 { ! wants engine && ! wants vm; } || make_images
+! wants programs || make_program_image
 ! wants vm || { make_machine && step "Wheel of sysfsd for the virtual machine" run_apart make_wheel; }
 
 folders=
-for part in pure filesystem runtime engine; do
+for part in pure filesystem runtime engine programs; do
 	! wants "$part" || [ ! -d "$root/tests/$part" ] || folders="$folders tests/$part"
 done
 rm -f "$setup_log"

@@ -8,6 +8,7 @@
 #   make_environment
 #   make_images
 #   make_machine
+#   make_program_image
 
 : "${root:?set root to the directory of the checkout}"
 venv=$root/.venv
@@ -160,4 +161,10 @@ make_machine() {
 	machine=$(sh "$root/tests/vm/build.sh" --where)
 	[ -e "$machine/complete" ] ||
 		step "Disk of the virtual machine (once, cached)" sh "$root/tests/vm/build.sh"
+}
+
+make_program_image() {
+	images=$(sh "$root/tests/images/programs.sh" --where)
+	[ -e "$images/complete" ] ||
+		step "Image of programs with mmdebstrap (once, cached)" sh "$root/tests/images/programs.sh"
 }
