@@ -115,4 +115,4 @@ if [ "$status" != 0 ]; then
 fi
 touch "$images/complete"
 # Those of older recipes, unless another checkout may be at it.
-find "$cache" -mindepth 1 -maxdepth 1 -type d ! -name "$recipe" -mtime +1 -exec rm -rf {} +
+find "$cache" -mindepth 1 -maxdepth 1 -type d ! -name "$recipe" ! -name "vm-*" ! -name "programs-*" -mtime +1 -exec rm -rf {} +
