@@ -88,9 +88,15 @@ def read_usage(tree: CgroupTree, paths: CgroupPaths) -> Sourced[CpuUsage]:
 
 
 def _read_usage_v1(cgroup: Cgroup, own: Level) -> Sourced[CpuUsage]:
+    total = own.read_int("cpuacct.usage")
     user, system = own.read_int("cpuacct.usage_user"), own.read_int("cpuacct.usage_sys")
-    if user is not None and system is not None:
-        return Sourced(CpuUsage(user, system), cgroup.source("cpuacct.usage_{user,sys}"))
+    if total is not None and user is not None and system is not None:
+        # These two are sampled: work of less than a tick, between two of them, is in neither.
+        part = total * system // max(1, user + system)
+        source = (
+            f"{cgroup.source('cpuacct.usage')}, divided as cpuacct.usage_user and usage_sys are"
+        )
+        return Sourced(CpuUsage(total - part, part), source)
     ticks = parse_flat_keyed(own.read("cpuacct.stat"))
     if ticks:
         usage = CpuUsage(ticks.get("user", 0) * NS_PER_TICK, ticks.get("system", 0) * NS_PER_TICK)

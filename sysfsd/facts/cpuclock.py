@@ -74,6 +74,20 @@ def start(started: int, usage: CpuUsage, now: int, visible: int) -> CpuClock:
     return clock._replace(carry=CpuUsage(0, 0))
 
 
+def settled(usage: CpuUsage, before: CpuUsage) -> CpuUsage:
+    """Return a usage of which no part is smaller than before, if their sum is not.
+
+    What was used is exact; how much of it was system time is estimated, from what a timer found now
+    and then, and may be estimated lower the next time. The kernel does the same for processes
+    (cputime_adjust).
+    """
+    total = sum(usage)
+    if total < sum(before):  # counters that were reset
+        return usage
+    system = min(max(usage.system, before.system), total - before.user)
+    return CpuUsage(total - system, system)
+
+
 def resume(kept: CpuClock, usage: CpuUsage, now: int, visible: int, online: int) -> CpuClock:
     """Return a clock that nobody advanced for a while (the daemon was away), at `now`.
 
@@ -82,10 +96,11 @@ def resume(kept: CpuClock, usage: CpuUsage, now: int, visible: int, online: int)
     then it has less than before, or more than the host's `online` CPUs can have done. Its
     difference to the old count says nothing, and the time counts as idle.
     """
+    usage = settled(usage, kept.usage)
     used = sum(usage) - sum(kept.usage)
     # The usage is read a little after the time that goes with it.
     possible = (saturating_sub(now, kept.now) + _SECOND) * online
-    if usage.user < kept.usage.user or usage.system < kept.usage.system or used > possible:
+    if used < 0 or used > possible:
         kept = kept._replace(usage=usage)
     return advance(kept, usage, now, visible)
 
@@ -93,6 +108,7 @@ def resume(kept: CpuClock, usage: CpuUsage, now: int, visible: int, online: int)
 def advance(clock: CpuClock, usage: CpuUsage, now: int, visible: int) -> CpuClock:
     """Return the clock at `now`, with `visible` CPUs (>= 1) and the cgroup's `usage` until now."""
     elapsed = saturating_sub(now, clock.now)
+    usage = settled(usage, clock.usage)
     # The cgroup's own counters may be reset (a write to cpuacct.usage): that is no work done.
     pending_user = clock.carry.user + saturating_sub(usage.user, clock.usage.user)
     pending_system = clock.carry.system + saturating_sub(usage.system, clock.usage.system)

@@ -41,6 +41,26 @@ def test_no_counter_runs_backwards_and_time_adds_up(
         clock = after
 
 
+@given(st.lists(st.tuples(st.integers(0, SECOND), st.integers(0, 100), st.integers(1, 4))))
+def test_an_estimate_of_the_parts_may_go_back_but_nothing_that_is_shown(
+    moves: list[tuple[int, int, int]],
+) -> None:
+    """cgroup v1: the sum is exact, and divided by samples."""
+    total, now = 0, 0
+    clock = start(0, CpuUsage(0, 0), now, 1)
+    for used, percent, visible in moves:
+        total += used
+        now += SECOND
+        system = total * percent // 100
+        after = advance(clock, CpuUsage(total - system, system), now, visible)
+        assert after.total.user >= clock.total.user
+        assert after.total.system >= clock.total.system
+        assert sum(after.usage) == total
+        shown = after.total.user + after.total.system
+        assert shown + sum(after.carry) == total
+        clock = after
+
+
 @given(
     st.lists(st.tuples(st.integers(0, SECOND), st.integers(0, SECOND), st.integers(1, 4))),
 )

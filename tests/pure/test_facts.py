@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sysfsd.facts.collector import Facts, FactsCollector
-from sysfsd.facts.cpuclock import CpuUsage
 from sysfsd.facts.host import HostFacts, boottime_ns, process_started
 from sysfsd.facts.hugepages import read_hugepages, size_name
 from sysfsd.kernel.cgroups import Cgroup, CgroupPaths, CgroupTree, read_cgroup_paths
@@ -208,14 +207,17 @@ def test_without_any_controller_the_hosts_cpus_are_seen(v1: Path) -> None:
 @pytest.mark.parametrize("gone", [(), ("cpuacct.usage_user",), ("cpuacct.usage_user", "stat")])
 def test_v1_usage_and_its_fallbacks(v1: Path, gone: tuple[str, ...]) -> None:
     web = v1 / "sys/fs/cgroup/cpuacct/engine/web"
-    expected = CpuUsage(
-        int((web / "cpuacct.usage_user").read_text()), int((web / "cpuacct.usage_sys").read_text())
+    total, user, system = (
+        int((web / f"cpuacct.{name}").read_text()) for name in ("usage", "usage_user", "usage_sys")
     )
     for name in gone:
         (web / (name if name.startswith("cpuacct") else f"cpuacct.{name}")).unlink()
     clock = collector(v1).facts(record(v1, V1_PID)).cpu_times.clock
 
-    assert abs(sum(clock.usage) - sum(expected)) < SECOND // 5
+    if not gone:
+        assert sum(clock.usage) == total
+        assert clock.usage.system == total * system // (user + system)
+    assert abs(sum(clock.usage) - total) < SECOND // 5
     assert clock.total.user + clock.total.system == sum(clock.usage)
 
 

@@ -55,6 +55,7 @@ def stat(machine: Machine, **values: int) -> None:
 def use(machine: Machine, usage: int) -> None:
     """Let the container have used CPU time until now; ns."""
     if machine.tree == V1:
+        machine.write("cpuacct", "cpuacct.usage", f"{usage}\n")
         machine.write("cpuacct", "cpuacct.usage_user", f"{usage}\n")
         machine.write("cpuacct", "cpuacct.usage_sys", "0\n")
     else:

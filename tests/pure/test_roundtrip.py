@@ -169,7 +169,7 @@ def test_any_cpu_time(tree: str) -> None:
         for passed, usage, quota, cpuset in steps:
             made.now += passed
             if tree == V1:
-                made.write("cpuacct", "cpuacct.usage_user", f"{usage}\n")
+                made.write("cpuacct", "cpuacct.usage", f"{usage}\n")
                 made.write("cpu", "cpu.cfs_quota_us", "-1\n" if quota == "max" else f"{quota}\n")
                 made.write("cpuset", "cpuset.effective_cpus", f"{cpuset}\n")
             else:
