@@ -57,13 +57,13 @@ packages=base
 ! wants runtime || packages="$packages runtime"
 ! wants engine || packages="$packages runtime engine podman"
 ! wants programs || packages="$packages runtime engine"
-! wants vm || packages="$packages vm"
+! wants vm || packages="$packages engine vm"
 # shellcheck disable=SC2086 # one word per level
 install_packages $packages
 make_environment
 ! wants lint || step "Lint: ruff, mypy --strict, shellcheck" run_apart lint
 { ! wants engine && ! wants vm; } || make_images
-! wants programs || make_program_image
+{ ! wants programs && ! wants vm; } || make_program_image
 ! wants vm || { make_machine && step "Wheel of sysfsd for the virtual machine" run_apart make_wheel; }
 
 folders=

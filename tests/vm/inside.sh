@@ -35,6 +35,12 @@ place_images() {
 			ln -s "/dev/disk/by-id/virtio-$archive" "$images/$archive.tar"
 	done
 	touch "$images/complete"
+	programs=$(sh checkout/tests/images/programs.sh --where)
+	mkdir -p "$programs"
+	if [ -e /dev/disk/by-id/virtio-programs ]; then
+		ln -s /dev/disk/by-id/virtio-programs "$programs/programs.tar"
+		touch "$programs/complete"
+	fi
 }
 
 echo "$(uname -sr), systemd $(systemctl --version | sed -n '1s/[^ ]* \([^ ]*\).*/\1/p'), up for $(since_boot) s"

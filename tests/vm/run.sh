@@ -65,6 +65,8 @@ images=$(sh "$root/tests/images/build.sh" --where)
 for archive in busybox dind-bookworm; do
 	[ ! -e "$images/complete" ] || disk "$archive" "readonly=on,file=$images/$archive.tar"
 done
+programs=$(sh "$root/tests/images/programs.sh" --where)
+[ ! -e "$programs/complete" ] || disk programs "readonly=on,file=$programs/programs.tar"
 
 # Drivers that udev would load for what qemu and its processor pretend to have: seconds of the boot.
 unwanted=modprobe.blacklist=kvm_amd,kvm_intel,powernow_k8,acpi_cpufreq,ata_piix,aesni_intel,psmouse
