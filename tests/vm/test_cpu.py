@@ -138,7 +138,7 @@ def test_a_cpuset_changes_while_it_runs(start: Start, request: pytest.FixtureReq
     command("systemctl", "set-property", "--runtime", slice_, "AllowedCPUs=2-3")
     until(lambda: _effective(box) == "2-3", "systemd's cpuset")
     shows(2)
-    command("systemctl", "set-property", "--runtime", slice_, "AllowedCPUs=")
+    command("systemctl", "set-property", "--runtime", slice_, "AllowedCPUs=0-3")
     shows(4)
 
 
