@@ -97,6 +97,24 @@ def container_ancestor(path: str, top: str = "/", container: str | None = None) 
     return None
 
 
+def outermost(paths: CgroupPaths) -> CgroupPaths:
+    """Whose share of something bounded a process takes, wherever below its cgroups it sits; pure.
+
+    Down to the first name of a container. Whatever a container makes, and calls, is below that: it
+    has one share, not as many as it makes cgroups. Without such a name the first two count, which
+    are a user's, a service's or an administrator's.
+    """
+    return CgroupPaths(tuple((name, _outermost(path)) for name, path in paths.entries))
+
+
+def _outermost(path: str) -> str:
+    names = path.split("/")
+    for position in range(1, len(names)):
+        if _is_container(names, position, None):
+            return "/".join(names[: position + 1])
+    return "/".join(names[:3])
+
+
 def is_within(path: str, top: str) -> bool:
     """Whether a cgroup is another one or below it; pure."""
     return top in {"/", path} or path.startswith(f"{top}/")

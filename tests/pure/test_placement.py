@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sysfsd.facts.placement import container_ancestor, is_within, place, placement_of
+from sysfsd.facts.placement import (
+    container_ancestor,
+    is_within,
+    outermost,
+    place,
+    placement_of,
+)
 from sysfsd.kernel.cgroup_namespaces import roots
 from sysfsd.kernel.cgroups import CgroupPaths
 
@@ -219,3 +225,21 @@ def test_our_own_placement_contains_us() -> None:
         assert is_within(path, place.cgroup.get(name) or "")
     with pytest.raises(OSError):
         placement_of((1 << 22) + 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "share"),
+    [
+        (f"/docker/{ID}", f"/docker/{ID}"),
+        # What it makes itself, and however it calls that, is of its share
+        (f"/docker/{ID}/docker/{INNER}/deep", f"/docker/{ID}"),
+        (f"/system.slice/docker-{ID}.scope/init", f"/system.slice/docker-{ID}.scope"),
+        (f"/kubepods/{POD}/{ID}/{INNER}", f"/kubepods/{POD}/{ID}"),
+        ("/lxc.payload.web/system.slice/x", "/lxc.payload.web"),
+        ("/user.slice/user-1000.slice/session-1.scope", "/user.slice/user-1000.slice"),
+        ("/system.slice/ssh.service", "/system.slice/ssh.service"),
+        ("/", "/"),
+    ],
+)
+def test_whose_share_a_process_takes(path: str, share: str) -> None:
+    assert outermost(unified(path)) == unified(share)
