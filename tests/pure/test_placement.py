@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sysfsd.facts.placement import (
+    Placement,
     container_ancestor,
     is_within,
     outermost,
@@ -153,9 +154,12 @@ def test_the_roots_of_v1_are_one_for_each_hierarchy() -> None:
         "cpuset": "/",
         "cpu": f"/docker/{ID}",
         "cpuacct": f"/docker/{ID}",
-        "": "/system.slice/containerd.service",
+        # Not this container's alone
+        "": "/",
     }
-    assert place(paths, shared.cgroup) == shared
+    service = CgroupPaths((*shared.cgroup.entries[:-1], ("", "/system.slice/containerd.service")))
+    for root in (shared.cgroup, service):
+        assert place(paths, root) == shared
 
 
 def test_what_is_no_containers_is_its_own_save_for_inits_leaf() -> None:
@@ -243,3 +247,15 @@ def test_our_own_placement_contains_us() -> None:
 )
 def test_whose_share_a_process_takes(path: str, share: str) -> None:
     assert outermost(unified(path)) == unified(share)
+
+
+def test_on_a_hybrid_host_a_container_is_not_its_engines_service() -> None:
+    service = "/user.slice/user-1000.slice/session-1.scope"
+    paths = CgroupPaths((("memory", f"/docker/{ID}"), ("cpuset", "/"), ("", service)))
+    container = CgroupPaths((("memory", f"/docker/{ID}"), ("cpuset", "/"), ("", "/")))
+    assert place(paths, None) == Placement(container, bounded=True)
+    both = CgroupPaths((*container.entries[:-1], ("", f"/docker/{ID}")))
+    assert place(both, None).cgroup == both
+    # Who is in no container stays where it is.
+    alone = CgroupPaths((("memory", "/"), ("cpuset", "/"), ("", service)))
+    assert place(alone, None) == Placement(alone, bounded=False)
