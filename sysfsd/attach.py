@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 _FROM_CGROUP = "proc/pressure/"
 """The views that may be bound from a cgroup."""
 
+_MAX_LAYERS = 64
+"""So many mounts on top of each other are taken off one file. A running container may add more as
+fast as we take them off, and no signal ends us while we are in there."""
+
 _KERNEL_FILE_SYSTEMS = {"proc": syscalls.PROC_SUPER_MAGIC, "sys": syscalls.SYSFS_MAGIC}
 
 
@@ -204,7 +208,10 @@ def _open_beneath(root: int, view: str) -> int | None:
 
 
 def _cover(root: int, view: str, tree: int, device: int) -> bool:
-    while (target := _open_beneath(root, view)) is not None:
+    for _ in range(_MAX_LAYERS):
+        target = _open_beneath(root, view)
+        if target is None:
+            return False
         try:
             found, wanted = os.fstat(target), os.fstat(tree)
             if found.st_dev == device or _key(found) == _key(wanted):
@@ -229,13 +236,13 @@ def _cover(root: int, view: str, tree: int, device: int) -> bool:
             return True
         finally:
             os.close(target)
-    return False
+    raise _too_many(view)
 
 
 def _uncover(root: int, view: str, device: int, bound: FileKey | None) -> bool:
     os.fchdir(root)
     covered = False
-    while True:
+    for _ in range(_MAX_LAYERS):
         try:
             found = os.stat(view, follow_symlinks=False)
             if found.st_dev != device and _key(found) != bound:
@@ -247,6 +254,14 @@ def _uncover(root: int, view: str, device: int, bound: FileKey | None) -> bool:
                 raise
         _unmount(root, view)
         covered = True
+    raise _too_many(view)
+
+
+def _too_many(view: str) -> Refused:
+    return Refused(
+        f"/{view} of the container is covered more than {_MAX_LAYERS} times, or again and again by "
+        "its processes: given up; stop the container"
+    )
 
 
 def _key(found: os.stat_result) -> FileKey:

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from sysfsd.facts.placement import Placement
     from sysfsd.kernel.cgroups import Cgroup, CgroupPaths, CgroupTree
 
-MAX_CALLERS = 64
-"""How many callers' containers keep what must live on between two reads."""
+MAX_CALLERS = 1024
+"""How many callers' containers keep what must live on between two reads: their load averages and
+clocks. A Kubernetes node has 110 pods or more, of several containers each."""
 
 MAX_PROCESSES = 256
 """At most so many processes of a container are looked at for the oldest (about 10 us each)."""

@@ -229,7 +229,7 @@ class FactsCollector:
         self._max_callers = max_callers
         self._policy = policy
         self._refresh_ns = int(refresh_seconds * 1e9)
-        self._recent: dict[Hashable, dict[tuple[int | None, bool], Facts]] = {}
+        self._recent: OrderedDict[tuple[Hashable, int | None, bool], Facts] = OrderedDict()
         self._lock = threading.Lock()
         self._keeper = keeper or _NoKeeper()
         self._clocks: dict[Hashable, CpuClock] = {}
@@ -303,10 +303,14 @@ class FactsCollector:
 
     def _facts(self, whose: _Whose, *, opening: bool = True) -> Facts:
         now = self._now()
-        variants = self._recent.setdefault(whose.key, {})
-        recent = variants.get((whose.domain, opening))
+        key = whose.key, whose.domain, opening
+        recent = self._recent.get(key)
         if recent is None or recent.current_until <= now:
-            recent = variants[whose.domain, opening] = self._new_facts(whose, now)
+            # The oldest first: on a large machine they hold a megabyte each.
+            while self._recent and next(iter(self._recent.values())).current_until <= now:
+                self._recent.popitem(last=False)
+            recent = self._recent[key] = self._new_facts(whose, now)
+            self._recent.move_to_end(key)
         return recent
 
     def _new_facts(self, whose: _Whose, now: int) -> Facts:
@@ -365,7 +369,8 @@ class FactsCollector:
 
     def _forget(self, key: Hashable) -> None:
         self.load_sampler.forget(key)
-        self._recent.pop(key, None)
+        for each in [each for each in self._recent if each[0] == key]:
+            del self._recent[each]
         with self._lock:
             self._clocks.pop(key, None)
             self._resumed.pop(key, None)

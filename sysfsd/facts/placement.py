@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sysfsd.kernel.cgroup_namespaces import namespace_root
-from sysfsd.kernel.cgroups import CgroupPaths, read_cgroup_paths
+from sysfsd.kernel.cgroups import UNIFIED, CgroupPaths, read_cgroup_paths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,14 +69,22 @@ def place(paths: CgroupPaths, root: CgroupPaths | None, container: str | None = 
     ``root`` is None where the process shares our cgroup namespace or its root is not known.
     """
     chosen: list[tuple[str, str]] = []
-    bounded = False
+    bounded = named = False
     leaf = paths.without_init_scope()
     for name, path in paths.entries:
         top = "/" if root is None else root.get(name) or "/"
         if not is_within(path, top):
             top = "/"
+        by_name = container_ancestor(path, top, container)
+        has_name = container_ancestor(by_name or top, "/", container) is not None
+        if name == UNIFIED and named and not has_name:
+            # Engines of v1 need not use v2's hierarchy beside it, where a container then is in its
+            # engine's own cgroup, with all others of that. (The kernel lists that one last.)
+            chosen.append((name, "/"))
+            continue
+        named = named or has_name
         # A namespace rooted at the very top bounds nothing.
-        found = container_ancestor(path, top, container) or (None if top == "/" else top)
+        found = by_name or (None if top == "/" else top)
         bounded = bounded or found is not None
         chosen.append((name, found or leaf.get(name) or path))
     return Placement(CgroupPaths(tuple(chosen)), bounded)
@@ -95,6 +103,24 @@ def container_ancestor(path: str, top: str = "/", container: str | None = None) 
         if _is_container(names, position, container):
             return "/".join(names[: position + 1])
     return None
+
+
+def outermost(paths: CgroupPaths) -> CgroupPaths:
+    """Whose share of something bounded a process takes, wherever below its cgroups it sits; pure.
+
+    Down to the first name of a container. Whatever a container makes, and calls, is below that: it
+    has one share, not as many as it makes cgroups. Without such a name the first two count, which
+    are a user's, a service's or an administrator's.
+    """
+    return CgroupPaths(tuple((name, _outermost(path)) for name, path in paths.entries))
+
+
+def _outermost(path: str) -> str:
+    names = path.split("/")
+    for position in range(1, len(names)):
+        if _is_container(names, position, None):
+            return "/".join(names[: position + 1])
+    return "/".join(names[:3])
 
 
 def is_within(path: str, top: str) -> bool:

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 import pyfuse3
 
 from sysfsd.errors import NoSuchView
+from sysfsd.facts.placement import outermost
 from sysfsd.filesystem import attributes
 from sysfsd.filesystem.attributes import HOST_ROOT
 from sysfsd.filesystem.operations import Operations
 from sysfsd.filesystem.snapshots import Opened, RecentSnapshots
 from sysfsd.filesystem.tree import MOUNT_SERIAL, anybody, inode_of, members_in, parts_of
+from sysfsd.kernel.cgroups import read_cgroup_paths
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -31,8 +33,14 @@ if TYPE_CHECKING:
     from sysfsd.log import RateLimit
     from sysfsd.views import View
 
-MAX_OPEN_FILES = 4096
-"""Above this, open(2) gives ENFILE. A snapshot has a few kB."""
+MAX_OPEN = 1 << 16
+"""Above this, open(2) gives ENFILE: 256 MB, in units of `UNIT_BYTES`. A snapshot has a few kB."""
+
+MAX_OPEN_OF_ONE_OWNER = MAX_OPEN // 16
+"""The same for a container with all that are in it."""
+
+_ENTRY_BYTES = 128
+"""About so many an entry of a directory takes."""
 
 RECENT_SECONDS = 0.05
 MAX_RECENT = 1024
@@ -55,8 +63,10 @@ class CallersOperations(Operations):
         self._identity = identity
         self._collector = collector
         self._renderer = renderer
-        self._open: Opened[bytes] = Opened(MAX_OPEN_FILES)
-        self._listings: Opened[tuple[tuple[bytes, int], ...]] = Opened(MAX_OPEN_FILES)
+        self._open: Opened[bytes] = Opened(MAX_OPEN, MAX_OPEN_OF_ONE_OWNER)
+        self._listings: Opened[tuple[tuple[bytes, int], ...]] = Opened(
+            MAX_OPEN, MAX_OPEN_OF_ONE_OWNER
+        )
         self._opened = RecentSnapshots(RECENT_SECONDS, MAX_RECENT)
         self._looked_at = RecentSnapshots(RECENT_SECONDS, MAX_RECENT)
         self._mounted_ns = time.time_ns()
@@ -95,7 +105,8 @@ class CallersOperations(Operations):
         node = self._node(inode)
         if node.view is None:
             raise pyfuse3.FUSEError(errno.EISDIR)
-        handle = self._open.add(await self._content(node.view, ctx.pid, opening=True))
+        data = await self._content(node.view, ctx.pid, opening=True)
+        handle = self._open.add(owner_of(ctx.pid), data, len(data))
         if handle is None:
             raise pyfuse3.FUSEError(errno.ENFILE)
         return pyfuse3.FileInfo(fh=handle, direct_io=True, keep_cache=False)
@@ -115,7 +126,8 @@ class CallersOperations(Operations):
         """List what the caller has in a directory, for as long as that is open."""
         node = self._node(inode)
         children = self._tree.children(node, await self._members(node.lists, ctx.pid))
-        handle = self._listings.add(tuple(children))
+        size = _ENTRY_BYTES * len(children)
+        handle = self._listings.add(owner_of(ctx.pid), tuple(children), size)
         if handle is None:
             raise pyfuse3.FUSEError(errno.ENFILE)
         return handle
@@ -221,6 +233,11 @@ class CallersOperations(Operations):
             entry_timeout=0,
             attr_timeout=0,
         )
+
+
+def owner_of(tid: int) -> Hashable:
+    """Whose open files a caller's count as. It waits for us: it is still that thread."""
+    return None if tid == 0 else outermost(read_cgroup_paths(tid))
 
 
 def _first(recent: Sequence[RecentSnapshots], key: Hashable) -> bytes | None:

@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING
 import pyfuse3
 
 from sysfsd.errors import NoSuchView
-from sysfsd.facts.placement import placement_of
+from sysfsd.facts.placement import outermost, placement_of
 from sysfsd.facts.pressure import own_cgroup, read_pressure
 from sysfsd.filesystem import attributes
 from sysfsd.filesystem.attributes import HOST_ROOT
 from sysfsd.filesystem.operations import Operations
+from sysfsd.filesystem.snapshots import Opened
 from sysfsd.filesystem.tree import ROOT_INODE
 from sysfsd.filesystem.triggers import NO_TRIGGER
-from sysfsd.kernel.cgroups import CgroupPaths
+from sysfsd.kernel.cgroups import CgroupPaths, read_cgroup_paths
 from sysfsd.views import pressure
 
 if TYPE_CHECKING:
@@ -36,8 +37,11 @@ if TYPE_CHECKING:
     from sysfsd.kernel.cgroups import CgroupTree
     from sysfsd.log import RateLimit
 
-MAX_OPEN_FILES = 4096
+MAX_OPEN_FILES = 16384
 """Above this, open(2) gives ENFILE."""
+
+MAX_OPEN_FILES_OF_ONE_OWNER = 1024
+"""The same for a container with all that are in it."""
 
 _MODE = 0o666
 """The kernel's /proc/pressure: everybody may set a trigger."""
@@ -67,8 +71,7 @@ class PressureOperations(Operations):
         self._tree = tree
         self._identity = identity
         self._triggers = triggers
-        self._open: dict[int, _OpenFile] = {}
-        self._last = 0
+        self._open: Opened[_OpenFile] = Opened(MAX_OPEN_FILES, MAX_OPEN_FILES_OF_ONE_OWNER)
         self._mounted_ns = time.time_ns()
 
     async def lookup(
@@ -105,16 +108,17 @@ class PressureOperations(Operations):
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         """Open the caller's file; for writing, the kernel's own as well."""
         resource = self._resource(inode)
-        if len(self._open) >= MAX_OPEN_FILES:
-            raise pyfuse3.FUSEError(errno.ENFILE)
         owner, paths = await self._caller(ctx.pid)
         data, trigger = self._content(paths, resource), None
         if flags & os.O_ACCMODE != os.O_RDONLY:
             cgroup = own_cgroup(self._tree, paths)
             trigger = self._triggers.open(owner, cgroup, f"{resource}.pressure")
-        self._last += 1
-        self._open[self._last] = _OpenFile(data, trigger)
-        return pyfuse3.FileInfo(fh=self._last, direct_io=True, keep_cache=False)
+        handle = self._open.add(owner, _OpenFile(data, trigger))
+        if handle is None:
+            if trigger is not None:
+                await self._triggers.close(trigger)
+            raise pyfuse3.FUSEError(errno.ENFILE)
+        return pyfuse3.FileInfo(fh=handle, direct_io=True, keep_cache=False)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Read what was true on opening; of a file with a trigger, what is now."""
@@ -142,7 +146,7 @@ class PressureOperations(Operations):
 
     async def release(self, fh: int) -> None:
         """Close it, and with it the trigger."""
-        file = self._open.pop(fh, None)
+        file = self._open.close(fh)
         if file is not None and file.trigger is not None:
             await self._triggers.close(file.trigger)
 
@@ -161,7 +165,10 @@ class PressureOperations(Operations):
                 break
 
     async def _caller(self, tid: int) -> tuple[Hashable, CgroupPaths]:
-        """Whose pressure a caller is shown: its container's, registered or not, if it is in one."""
+        """Whose files a caller's count as, and whose pressure it is shown.
+
+        That of its container, registered or not, if it is in one.
+        """
         if tid == 0:  # not in our pid namespace: nothing is known about it
             return None, CgroupPaths()
         container = await self._identity.container_of(tid)
@@ -169,8 +176,7 @@ class PressureOperations(Operations):
             paths = await self._identity.cgroup_of(container)
             if paths is not None:
                 return container, paths
-        paths = placement_of(tid).cgroup
-        return paths, paths
+        return outermost(read_cgroup_paths(tid)), placement_of(tid).cgroup
 
     def _content(self, paths: CgroupPaths, resource: str) -> bytes:
         return pressure.text(pressure.items(read_pressure(self._tree, paths, resource))).encode()

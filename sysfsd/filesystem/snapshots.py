@@ -88,33 +88,57 @@ class PinnedSnapshots:
         self._snapshots.pop(serial, None)
 
 
-class Opened(Generic[T]):
-    """What each open file, or directory, shows, by its handle."""
+UNIT_BYTES = 4096
+"""What `Opened` counts in. Most files are smaller, and then count as one."""
 
-    def __init__(self, limit: int) -> None:
+
+class Opened(Generic[T]):
+    """What each open file, or directory, shows, by its handle.
+
+    Bounded in all, and for each owner, so that nobody can keep others from opening theirs. Both
+    limits are in units of `UNIT_BYTES`.
+    """
+
+    def __init__(self, limit: int, limit_of_owner: int) -> None:
         self._limit = limit
+        self._limit_of_owner = limit_of_owner
         self._next = 1
-        self._open: dict[int, T] = {}
+        self._open: dict[int, tuple[T, Hashable, int]] = {}
+        self._owned: dict[Hashable, int] = {}
+        self._units = 0
 
     def __len__(self) -> int:
         """How many are open."""
         return len(self._open)
 
-    def add(self, content: T) -> int | None:
-        """Keep one and return its handle; None when as many as may be are open."""
-        if len(self._open) >= self._limit:
+    def add(self, owner: Hashable, content: T, size: int = 0) -> int | None:
+        """Keep one of so many bytes and return its handle; None when that is too much."""
+        units = max(1, -(-size // UNIT_BYTES))
+        owned = self._owned.get(owner, 0) + units
+        if self._units + units > self._limit or owned > self._limit_of_owner:
             return None
         handle, self._next = self._next, self._next + 1
-        self._open[handle] = content
+        self._open[handle] = content, owner, units
+        self._owned[owner] = owned
+        self._units += units
         return handle
 
     def get(self, handle: int) -> T | None:
         """Return what an open one shows; None for a handle that is not open."""
-        return self._open.get(handle)
+        known = self._open.get(handle)
+        return None if known is None else known[0]
 
-    def close(self, handle: int) -> None:
-        """Drop one."""
-        self._open.pop(handle, None)
+    def close(self, handle: int) -> T | None:
+        """Drop one and return what it showed; None for a handle that is not open."""
+        known = self._open.pop(handle, None)
+        if known is None:
+            return None
+        content, owner, units = known
+        self._units -= units
+        self._owned[owner] -= units
+        if not self._owned[owner]:
+            del self._owned[owner]
+        return content
 
 
 class RecentSnapshots:

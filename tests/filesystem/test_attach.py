@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tests.support.daemon import sysfsd
 
 if TYPE_CHECKING:
     from tests.support.containers import Container
@@ -61,3 +64,31 @@ def test_time_running_out_never_leaves_it_in_the_container(daemon: Serving, box:
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 0
     assert box.run("head", "-1", "/proc/meminfo").split()[1] == str(96 << 10)
+
+
+# As many mounts over a view as its root cares to make, each of the view itself.
+_LAYERS = """
+import sys
+from sysfsd.kernel import syscalls
+for _ in range(int(sys.argv[1])):
+    syscalls.mount("/proc/uptime", "/proc/uptime", None, syscalls.MS_BIND, None)
+"""
+
+
+def test_a_container_that_covers_its_views_over_and_over_holds_nobody_up(
+    daemon: Serving, box: Container
+) -> None:
+    assert sysfsd("attach", str(box.pid), control=daemon.control).returncode == 0
+    subprocess.run(
+        ["nsenter", f"--mount=/proc/{box.pid}/ns/mnt", sys.executable, "-c", _LAYERS, "100"],
+        env=os.environ | {"PYTHONPATH": str(_SOURCES)},
+        check=True,
+        timeout=60,
+    )
+    given_up = sysfsd("detach", str(box.pid), control=daemon.control)
+    assert given_up.returncode == 1
+    assert "/proc/uptime of the container is covered more than 64 times" in given_up.stderr
+    # What there is left is taken off the next time.
+    done = sysfsd("detach", str(box.pid), control=daemon.control)
+    assert done.returncode == 0, done.stderr
+    assert "/proc/uptime" not in box.run("cat", "/proc/self/mountinfo")

@@ -504,6 +504,43 @@ except OSError as error:
     until(lambda: count_fds(server) == before, "all to be closed")
 
 
+def test_one_container_with_many_cgroups_leaves_open_files_to_others(
+    mounted: Path, own: Container
+) -> None:
+    # By name they are containers of their own, as an inner engine's are.
+    outer = directory(own) / ("a" * 64)
+    inner = [outer, outer / ("b" * 64), outer / ("c" * 64)]
+    script = """
+import os, sys
+fds = []
+try:
+    while True:
+        fds.append(os.open(sys.argv[1], os.O_RDONLY))
+        if len(fds) == 700:
+            open(sys.argv[2], "w").write(str(os.getpid()))
+except OSError as error:
+    print(len(fds), error.errno, flush=True)
+sys.stdin.read()
+"""
+    for each in inner:
+        each.mkdir()
+    command = [sys.executable, "-c", script, str(mounted / "cpu"), str(inner[1] / "cgroup.procs")]
+    enter = f'echo $$ > {inner[2]}/cgroup.procs && ulimit -n 5000 && exec "$@"'
+    with subprocess.Popen(
+        ["sh", "-c", enter, "sh", *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().split() == ["1024", str(errno.ENFILE)]
+        assert (mounted / "cpu").read_text()
+        process.kill()
+    for each in reversed(inner):
+        until(lambda each=each: not (each / "cgroup.procs").read_text(), "an empty cgroup")  # type: ignore[misc]
+        each.rmdir()
+
+
 def test_other_files_are_polled_in_the_kernel(mounted: Path) -> None:
     """One that asked us while the host goes to sleep would keep it awake."""
     stat = mounted.parent / "stat"

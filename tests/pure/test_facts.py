@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -290,6 +293,17 @@ def test_callers_keep_a_bounded_state(v2: Path) -> None:
 
     assert source.load_sampler.sample_all().containers == 3
     assert source.kept() == 3
+
+
+def test_facts_are_kept_no_longer_than_they_answer() -> None:
+    base, clock = FIXTURES / "cgroup-v2", Clock()
+    source = collector(base, clock)
+    web = record(base, 4242)
+    known = [weakref.ref(source.facts(replace(web, serial=each))) for each in (1, 2)]
+    clock.now += SECOND
+    source.facts(replace(web, serial=3))
+    gc.collect()
+    assert [each() for each in known] == [None, None]
 
 
 def test_our_own_facts() -> None:

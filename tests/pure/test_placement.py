@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sysfsd.facts.placement import container_ancestor, is_within, place, placement_of
+from sysfsd.facts.placement import (
+    Placement,
+    container_ancestor,
+    is_within,
+    outermost,
+    place,
+    placement_of,
+)
 from sysfsd.kernel.cgroup_namespaces import roots
 from sysfsd.kernel.cgroups import CgroupPaths
 
@@ -147,9 +154,12 @@ def test_the_roots_of_v1_are_one_for_each_hierarchy() -> None:
         "cpuset": "/",
         "cpu": f"/docker/{ID}",
         "cpuacct": f"/docker/{ID}",
-        "": "/system.slice/containerd.service",
+        # Not this container's alone
+        "": "/",
     }
-    assert place(paths, shared.cgroup) == shared
+    service = CgroupPaths((*shared.cgroup.entries[:-1], ("", "/system.slice/containerd.service")))
+    for root in (shared.cgroup, service):
+        assert place(paths, root) == shared
 
 
 def test_what_is_no_containers_is_its_own_save_for_inits_leaf() -> None:
@@ -219,3 +229,33 @@ def test_our_own_placement_contains_us() -> None:
         assert is_within(path, place.cgroup.get(name) or "")
     with pytest.raises(OSError):
         placement_of((1 << 22) + 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "share"),
+    [
+        (f"/docker/{ID}", f"/docker/{ID}"),
+        # What it makes itself, and however it calls that, is of its share
+        (f"/docker/{ID}/docker/{INNER}/deep", f"/docker/{ID}"),
+        (f"/system.slice/docker-{ID}.scope/init", f"/system.slice/docker-{ID}.scope"),
+        (f"/kubepods/{POD}/{ID}/{INNER}", f"/kubepods/{POD}/{ID}"),
+        ("/lxc.payload.web/system.slice/x", "/lxc.payload.web"),
+        ("/user.slice/user-1000.slice/session-1.scope", "/user.slice/user-1000.slice"),
+        ("/system.slice/ssh.service", "/system.slice/ssh.service"),
+        ("/", "/"),
+    ],
+)
+def test_whose_share_a_process_takes(path: str, share: str) -> None:
+    assert outermost(unified(path)) == unified(share)
+
+
+def test_on_a_hybrid_host_a_container_is_not_its_engines_service() -> None:
+    service = "/user.slice/user-1000.slice/session-1.scope"
+    paths = CgroupPaths((("memory", f"/docker/{ID}"), ("cpuset", "/"), ("", service)))
+    container = CgroupPaths((("memory", f"/docker/{ID}"), ("cpuset", "/"), ("", "/")))
+    assert place(paths, None) == Placement(container, bounded=True)
+    both = CgroupPaths((*container.entries[:-1], ("", f"/docker/{ID}")))
+    assert place(both, None).cgroup == both
+    # Who is in no container stays where it is.
+    alone = CgroupPaths((("memory", "/"), ("cpuset", "/"), ("", service)))
+    assert place(alone, None) == Placement(alone, bounded=False)

@@ -12,6 +12,7 @@ from sysfsd.errors import NoSuchView
 from sysfsd.filesystem import tree as trees
 from sysfsd.filesystem.snapshots import (
     MAX_PER_CONTAINER,
+    UNIT_BYTES,
     Opened,
     PinnedSnapshots,
     RecentSnapshots,
@@ -253,16 +254,30 @@ def test_snapshots_of_a_container_are_bounded() -> None:
 
 
 def test_what_is_open_is_bounded() -> None:
-    opened: Opened[bytes] = Opened(limit=2)
-    first, second = opened.add(b"first"), opened.add(b"second")
+    opened: Opened[bytes] = Opened(limit=2, limit_of_owner=2)
+    first, second = opened.add("a", b"first"), opened.add("b", b"second")
     assert first is not None
     assert second is not None
-    assert opened.add(b"third") is None
-    opened.close(first)
-    opened.close(first)
+    assert opened.add("a", b"third") is None
+    assert opened.close(first) == b"first"
+    assert opened.close(first) is None
     assert opened.get(first) is None
     assert opened.get(second) == b"second"
-    assert opened.add(b"fourth") not in {first, second, None}
+    assert opened.add("a", b"fourth") not in {first, second, None}
+
+
+def test_nobody_keeps_others_from_opening() -> None:
+    opened: Opened[bytes] = Opened(limit=10, limit_of_owner=4)
+    large = opened.add("a", b"large", 3 * UNIT_BYTES)
+    assert large is not None
+    assert opened.add("a", b"small") is not None
+    assert opened.add("a", b"too many", 1) is None
+    assert opened.add("b", b"too large", 4 * UNIT_BYTES + 1) is None
+    assert opened.add("b", b"just right", 4 * UNIT_BYTES) is not None
+    opened.close(large)
+    assert opened.add("a", b"again", 3 * UNIT_BYTES) is not None
+    assert opened.add("c", b"the last", 2 * UNIT_BYTES) is not None
+    assert opened.add("d", b"too many of all") is None
 
 
 def test_recent_snapshots_are_recent_and_bounded() -> None:
