@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -45,6 +46,16 @@ class Disk(NamedTuple):
     name: str
 
 
+def _removed(control: int, minor: int) -> bool:
+    try:
+        fcntl.ioctl(control, LOOP_CTL_REMOVE, minor)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
+
+
 @contextmanager
 def loop_device(image: Path) -> Iterator[Disk]:
     """A block device of our own."""
@@ -64,7 +75,7 @@ def loop_device(image: Path) -> Iterator[Disk]:
             yield Disk(f"{os.major(device)}:{os.minor(device)}", f"loop{minor}")
             subprocess.run(["losetup", "--detach", path], check=True)
         finally:
-            fcntl.ioctl(control, LOOP_CTL_REMOVE, minor)
+            until(lambda: _removed(control, minor), "the end of what udev looks for in it")
     finally:
         os.close(control)
 
