@@ -221,8 +221,10 @@ def _attach(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name.replace("-", "_")) for name in SETTINGS}
     settings = {name: value for name, value in given.items() if value is not None}
     with Client(_control(options)) as client:
-        container, views = running.give_views(client, options.pid, options.id, settings)
-    print(f"{container}: {len(views)} views attached")
+        given_views = running.give_views(client, options.pid, options.id, settings)
+    print(f"{given_views.container}: {len(given_views.views)} views attached")
+    if given_views.warning is not None:
+        print(f"sysfsd: not pinned: {given_views.warning}", file=sys.stderr)
     return 0
 
 

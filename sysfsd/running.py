@@ -8,7 +8,7 @@ import re
 import select
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sysfsd.attach import attach, detach
 from sysfsd.containers.record import check_id
@@ -31,10 +31,19 @@ _AT_ONCE = 32
 _ENGINE_ID = re.compile(r"[0-9a-f]{64}")
 
 
+class Given(NamedTuple):
+    """What `give_views` did."""
+
+    container: str
+    views: list[str]
+    warning: str | None
+    """Why its policy is not what it should be."""
+
+
 def give_views(
     client: Client, pid: int, container: str | None, settings: Mapping[str, str]
-) -> tuple[str, list[str]]:
-    """Register the container of a process and attach its views; returns its id and the views.
+) -> Given:
+    """Register the container of a process and attach its views.
 
     ``settings`` are those of its policy that the user named.
     """
@@ -55,7 +64,7 @@ def give_views(
         if known is None:
             client.call("release", {"id": container})
         raise
-    return container, covered
+    return Given(container, covered, registered.get("warning"))
 
 
 def take_views(client: Client, pid: int) -> tuple[str, list[str]]:

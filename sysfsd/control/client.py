@@ -11,7 +11,7 @@ import struct
 import time
 
 from sysfsd.control import protocol
-from sysfsd.errors import DaemonUnavailable, InvalidRequest
+from sysfsd.errors import DaemonUnavailable, InvalidRequest, PeerDenied
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ class Client:
         )
         try:
             self._socket.connect(path)
+        except PermissionError:
+            self._socket.close()
+            raise PeerDenied(f"only root may talk to the sysfsd daemon at {path}") from None
         except OSError as error:
             self._socket.close()
             reason = error.strerror or str(error)

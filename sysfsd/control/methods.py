@@ -120,6 +120,7 @@ class Methods:
             "directory": f"containers/{container}",
             "views": self._points,
             "binds": self._binds(record),
+            "warning": self._pinner.trouble(container),
         }
 
     async def release(self, parameters: Message, _fds: Sequence[int]) -> Message:

@@ -216,6 +216,9 @@ class Tree:
         except NoSuchView:
             number = ROOT_NODE
         node = self.node(number)
+        if node is not None and node.number != ROOT_NODE and node.view is None:
+            names = " ".join(name.decode() for name, _ in self.children(node, members))
+            raise NoSuchView(f"{path!r} is no file; name one in it: {names}")
         if node is None or node.view is None:
             points = " ".join(sorted(attach_points(self.views)))
             raise NoSuchView(f"sysfsd has no view at {path!r}; it has: {points}")

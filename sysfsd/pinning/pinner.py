@@ -93,6 +93,10 @@ class Pinner:
         """How many containers are pinned, and how many cannot be."""
         return {"pinned": len(self._pins), "failing": len(self._troubles)}
 
+    def trouble(self, container: str) -> str | None:
+        """Say why a container is not pinned as it should be; None if it is, or need not be."""
+        return self._troubles.get(container)
+
     async def run(self) -> None:
         """Keep pins up to date until cancelled."""
         while True:

@@ -275,6 +275,21 @@ async def test_a_cgroup_that_is_shared_is_left_alone(
         assert "another container is in the same cgroup" in capsys.readouterr().out
 
 
+def test_attach_says_when_it_could_not_pin(
+    daemon: Serving, box: Container, expected_log: ExpectedLog
+) -> None:
+    expected_log.allow("others than the container are in its cgroup")
+    with neighbour(cpuset(box)):
+        arguments = ("attach", str(box.pid), "--id", "shared", "--cpu-policy", "pin")
+        attached = sysfsd(*arguments, control=daemon.control)
+        assert attached.returncode == 0
+        assert "not pinned: others than the container" in attached.stderr
+    again = sysfsd(*arguments, control=daemon.control)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert affinity(box) == 1
+    assert sysfsd("detach", str(box.pid), control=daemon.control).returncode == 0
+
+
 async def test_the_root_and_what_a_container_made_are_left_alone(
     tmp_path: Path, box: Container, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -173,6 +173,8 @@ def test_the_real_table() -> None:
     assert [name for name, _ in tree.children(root, nobody)] == [b"proc", b"sys"]
     with pytest.raises(NoSuchView, match="proc/meminfo"):
         tree.view("/proc/cmdline", nobody)
+    with pytest.raises(NoSuchView, match=r"is no file; name one in it: .*\bonline\b"):
+        tree.view("sys/devices/system/cpu", nobody)
     for each in VIEWS:
         if isinstance(each, Family):
             assert each.members in {view.path for view in VIEWS}
