@@ -133,6 +133,7 @@ async def serve(config: Config) -> None:
             coherence=coherence,
             collector=collector,
             pinner=pinner,
+            annotations=config.annotations,
             tree=tree,
             binds=lambda record: plan(cgroups, record, pressure=pressure),
             mountpoint=config.mountpoint,
@@ -143,7 +144,8 @@ async def serve(config: Config) -> None:
         server = ControlServer(methods.table(), limit)
         pressure = None
         if cgroups.nsdelegate:
-            directory = os.path.join(config.state_dir, "pressure")
+            # Containers get its files bound; nobody else on the host has business there.
+            directory = os.path.join(state.make_private(config.state_dir), "pressure")
             if await stack.enter_async_context(_pressure_mounted(directory, config.control)):
                 pressure = directory
         background.start_soon(server.serve, listener)

@@ -10,7 +10,7 @@ import os
 
 from sysfsd.control.protocol import DEFAULT_SOCKET
 from sysfsd.errors import UsageError
-from sysfsd.policy import DEFAULT, SETTINGS, Policy, problem
+from sysfsd.policy import ANNOTATIONS, DEFAULT, SETTINGS, Policy, problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ class Config:
     """The values in use. ``source`` is the file they come from, None without one."""
 
     __slots__ = (
+        "annotations",
         "control",
         "cpu_policy",
         "memory_high",
@@ -48,6 +49,8 @@ class Config:
         self.on_failure = "refuse"
         """What the hook does when it cannot give a container its views: ``refuse`` the container,
         or ``continue`` with the kernel's own files."""
+        self.annotations = ANNOTATIONS[0]
+        """What containers' annotations may decide, see ``policy``."""
         self.cpu_policy = DEFAULT.cpu
         self.memory_high = DEFAULT.memory_high
 
@@ -63,6 +66,7 @@ _KEYS = {
     "subid-user": "subid_user",
     "runtime": "runtime",
     "on-failure": "on_failure",
+    "annotations": "annotations",
     "cpu-policy": "cpu_policy",
     "memory-high": "memory_high",
 }
@@ -108,6 +112,9 @@ def from_document(document: Mapping[str, object], source: str) -> Config:
             raise UsageError(f"{source}: {key} must be an absolute path, such as {_example(key)}")
     if config.on_failure not in {"refuse", "continue"}:
         raise UsageError(f'{source}: on-failure must be "refuse" or "continue"')
+    if config.annotations not in ANNOTATIONS:
+        values = ", ".join(f'"{each}"' for each in ANNOTATIONS)
+        raise UsageError(f"{source}: annotations must be one of {values}")
     for key in SETTINGS:
         wrong = problem(key, getattr(config, _KEYS[key]))
         if wrong is not None:

@@ -127,7 +127,8 @@ def read_stdin() -> bytes:
 def give_views(state: State, control: str, flags: dict[str, str], *, delegate: bool) -> None:
     """Register the container and attach its views.
 
-    ``flags`` are settings of its policy; what its annotations say comes before them.
+    ``flags`` are settings of its policy; what its annotations say comes before them, as far as the
+    daemon's configuration lets them.
     """
     rootfs = root_filesystem(state)
     try:
@@ -139,8 +140,8 @@ def give_views(state: State, control: str, flags: dict[str, str], *, delegate: b
     with Client(control, timeout=DEADLINE) as client:
         daemon = client.daemon_pidfd()
         mountpoint = client.call("hello", {})["mountpoint"]
-        policy = {**flags, **state.settings}
-        registered = client.call("register", {"id": state.id, "policy": policy}, [init])
+        request = {"id": state.id, "policy": flags, "annotations": state.settings}
+        registered = client.call("register", request, [init])
         try:
             if delegate:
                 delegation.delegate(state.pid, init)

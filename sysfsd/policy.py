@@ -13,7 +13,9 @@ a limit that the container sees (``limit``, the default) or not (``ignore``: onl
 
 Who decides, the first that does: an annotation of the container (``dev.sysfsd.cpu-policy``), a flag
 (``--cpu-policy``), the configuration. Never its environment, which is the image's to set. None of
-this gives a container anything: it sees more or less, and with ``pin`` it runs on fewer CPUs.
+this gives a container anything: it sees more or less, and with ``pin`` it runs on fewer CPUs. But
+pinning writes to the host's cgroups, and Podman hands the annotations of an *image* on to its
+containers: only an administrator who says so (``annotations = "all"``) lets them ask for that.
 
 On the path of every container start: no imports.
 """
@@ -37,6 +39,9 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {
     "memory-high": (HIGH_LIMIT, HIGH_IGNORE),
 }
 """What can be set, under the names it has everywhere, and its values; the default first."""
+
+ANNOTATIONS = ("no-pin", "all", "ignore")
+"""What the administrator lets annotations decide; the default first."""
 
 ANNOTATION_PREFIX = "dev.sysfsd."
 """Comes before a setting's name in an OCI annotation. Nobody else's begin with it."""
@@ -100,6 +105,23 @@ def annotation_problem(annotations: Mapping[str, object]) -> str | None:
         if wrong is not None:
             return f"the container's annotation {ANNOTATION_PREFIX}{name} {wrong}"
     return None
+
+
+def decided(
+    flags: Mapping[str, str], annotations: Mapping[str, str], allowed: str
+) -> dict[str, str]:
+    """Merge what flags and annotations set, as the administrator (`ANNOTATIONS`) allows it.
+
+    Raises ``ValueError``, with what to do, for an annotation that asks for what it may not have.
+    """
+    if allowed == "ignore":
+        return dict(flags)
+    if allowed == "no-pin" and annotations.get("cpu-policy") == CPU_PIN:
+        raise ValueError(
+            f"the container's annotation {ANNOTATION_PREFIX}cpu-policy asks to pin, which only a "
+            'flag or the configuration may here; set annotations = "all" there to let it'
+        )
+    return {**flags, **annotations}
 
 
 def _enumerate(names: Mapping[str, object] | list[str], conjunction: str) -> str:

@@ -51,6 +51,13 @@ def make_stage(state_dir: str) -> str:
     return stage
 
 
-def _make(directory: str) -> None:
-    os.makedirs(directory, mode=_SEARCHABLE, exist_ok=True)
-    os.chmod(directory, _SEARCHABLE)
+def make_private(state_dir: str) -> str:
+    """Make a directory that only root gets into."""
+    private = os.path.join(state_dir, "private")
+    _make(private, 0o700)
+    return private
+
+
+def _make(directory: str, mode: int = _SEARCHABLE) -> None:
+    os.makedirs(directory, mode=mode, exist_ok=True)
+    os.chmod(directory, mode)

@@ -12,7 +12,7 @@ from sysfsd import __version__
 from sysfsd.containers.record import check_id
 from sysfsd.errors import InvalidRequest, NoSuchContainer
 from sysfsd.kernel.personality import PER_LINUX, PER_LINUX32
-from sysfsd.policy import CPU_PIN, problem
+from sysfsd.policy import CPU_PIN, decided, problem
 from sysfsd.views import attach_points
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Methods:
         coherence: Coherence,
         collector: FactsCollector,
         pinner: Pinner,
+        annotations: str,
         tree: Tree,
         binds: Callable[[ContainerRecord], Mapping[str, BindSource]],
         mountpoint: str,
@@ -53,6 +54,7 @@ class Methods:
         self._coherence = coherence
         self._collector = collector
         self._pinner = pinner
+        self._annotations = annotations
         self._tree = tree
         self._points = attach_points(tree.views)
         self._binds = binds
@@ -109,7 +111,14 @@ class Methods:
     async def register(self, parameters: Message, fds: Sequence[int]) -> Message:
         """A record, and with it the views."""
         container = check_id(parameters.get("id"))
-        settings = _settings(parameters.get("policy", {}))
+        try:
+            settings = decided(
+                _settings(parameters.get("policy", {})),
+                _settings(parameters.get("annotations", {})),
+                self._annotations,
+            )
+        except ValueError as error:
+            raise InvalidRequest(str(error)) from None
         record = self._registry.register(container, _only(fds), settings)
         self._reservations.bind(container, _only(fds))
         self._collector.track(record)

@@ -6,7 +6,8 @@ A stream socket carries one JSON object a line, UTF-8, ``LINE_LIMIT`` bytes at m
     {"result": {"directory": "containers/web", "views": [...], "binds": {...}}}
     {"error": {"code": "exists", "message": "..."}}
 
-``register`` may bring settings of the container's policy: ``"policy": {"cpu-policy": "pin"}``.
+``register`` may bring settings of the container's policy: ``"policy": {"cpu-policy": "pin"}``, and
+``"annotations"`` the same, from the container's.
 
 Methods: ``hello``, ``reserve``, ``watch_root``, ``register``, ``release``, ``list``, ``show``,
 ``resolve``, ``stats``. Processes are always named by a pidfd, never by a number: a number can be

@@ -186,12 +186,16 @@ def _total(cgroup: Cgroup, limit: Limit | None, host: HostFacts) -> Sourced[int]
     total = host.memory("MemTotal")
     if limit is None:
         return Sourced(total.value, f"{total.source} (no limit)")
-    return _smaller(Sourced(limit.value, _name(cgroup, limit)), total)
+    return _smaller(Sourced(max(limit.value, _LEAST), _name(cgroup, limit)), total)
 
 
 def _smaller(first: Sourced[int], second: Sourced[int]) -> Sourced[int]:
     small, large = (first, second) if first.value <= second.value else (second, first)
     return Sourced(small.value, f"{small.source} (smaller than {large.source})")
+
+
+_LEAST = 4096
+"""Bytes: with a limit of 0 nothing runs, but somebody may still look, and divide by MemTotal."""
 
 
 def _used(value: int, source: str, total: Sourced[int]) -> Sourced[int]:

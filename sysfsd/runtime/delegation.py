@@ -7,7 +7,9 @@ Those stay the host's, so the limits can't be raised from inside.
 The pressure files of cgroup v2 are given as well. Writing there sets no limit: it asks to be woken
 when tasks wait too long, for as long as the file is open, and one trigger an open file. The same
 is allowed to everybody in /proc/pressure, and to the container's root in each cgroup that it makes
-itself; this is the one in between.
+itself; this is the one in between. (psi_trigger_create asks whether the opener has CAP_SYS_RESOURCE
+in whichever user namespace, so root of any may set windows below 2 s, for which the kernel runs a
+real-time thread a cgroup. It may in those other files, too: nothing is gained here.)
 
 On the hook's path: standard library only.
 """

@@ -128,9 +128,13 @@ shmem = _part("shmem", of=cached)
 
 
 def hugetlb(facts: Facts) -> Size:
-    """Memory that the pool of huge pages takes, as far as the container may use it."""
+    """Memory that the pool of huge pages takes, as far as the container may use it.
+
+    The pool is charged to its own controller, not to the container's memory, which may be smaller.
+    """
     pages = facts.hugepages
-    return Sourced(pages.total.value * pages.size, "HugePages_Total * Hugepagesize")
+    own = min(pages.total.value * pages.size, facts.memory.total.value)
+    return Sourced(own, "HugePages_Total * Hugepagesize, at most MemTotal")
 
 
 COUNTS: Mapping[str, Callable[[Facts], Sourced[int]]] = {

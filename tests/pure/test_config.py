@@ -35,13 +35,14 @@ def test_every_key(tmp_path: Path) -> None:
     path.write_text(
         'mountpoint = "/m"\ncontrol = "/c"\nstate-dir = "/s"\nsubid-user = "1000"\n'
         'runtime = "/opt/runc"\non-failure = "continue"\n'
-        'cpu-policy = "pin"\nmemory-high = "ignore"\n'
+        'cpu-policy = "pin"\nmemory-high = "ignore"\nannotations = "ignore"\n'
     )
     loaded = config.load(str(path))
     values = (loaded.mountpoint, loaded.control, loaded.state_dir, loaded.subid_user)
     assert values == ("/m", "/c", "/s", "1000")
     assert (loaded.runtime, loaded.on_failure) == ("/opt/runc", "continue")
     assert loaded.policy() == Policy("pin", "ignore")
+    assert loaded.annotations == "ignore"
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,7 @@ def test_every_key(tmp_path: Path) -> None:
         ('mountpoint = "relative"', "mountpoint must be an absolute path"),
         ('on-failure = "maybe"', 'on-failure must be "refuse" or "continue"'),
         ('cpu-policy = "on"', "cpu-policy must be 'quota', 'cpuset', 'off' or 'pin', not 'on'"),
+        ('annotations = "pin"', 'annotations must be one of "no-pin", "all", "ignore"'),
         ('memory-high = "max"', "memory-high must be 'limit' or 'ignore', not 'max'"),
         ('runtime = "youki"', 'runtime must be "runc", "crun" or an absolute path'),
         ("[[[", "sysfsd.toml is not valid TOML: "),

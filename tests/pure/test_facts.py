@@ -402,3 +402,11 @@ def test_huge_pages(
 
 def test_names_of_sizes() -> None:
     assert [size_name(size) for size in (64 << 10, 2 << 20, 1 << 30)] == ["64KB", "2MB", "1GB"]
+
+
+def test_nobody_divides_by_a_limit_of_nothing(v1: Path, v2: Path) -> None:
+    write(v1, {"sys/fs/cgroup/memory/engine/web/memory.limit_in_bytes": "0\n"})
+    write(v2, {"sys/fs/cgroup/system.slice/docker-abc.scope/memory.max": "0\n"})
+    for base, pid in ((v1, V1_PID), (v2, 4242)):
+        memory = collector(base).facts(record(base, pid)).memory
+        assert (memory.total.value, memory.used.value) == (4096, 4096)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sysfsd.facts.callers import Caller
 from sysfsd.facts.sourced import Sourced
-from sysfsd.policy import DEFAULT, SETTINGS, Policy, from_annotations, problem
+from sysfsd.policy import DEFAULT, SETTINGS, Policy, decided, from_annotations, problem
 from sysfsd.views import VIEWS, Family
 from tests.pure.test_facts import FIXTURES, MIB, RECORDED, collector, record, write
 from tests.support.recorded import Record
@@ -145,3 +145,27 @@ def test_callers_have_the_policy_of_the_mount(v2: Path) -> None:
     caller = Caller(record(v2, 4242).cgroup, Sourced(0, "boot"), None, None)
 
     assert base.facts_of_caller(caller).memory.total.value == 256 * MIB
+
+
+@pytest.mark.parametrize(
+    ("allowed", "flags", "annotations", "expected"),
+    [
+        ("no-pin", {}, {"cpu-policy": "off"}, {"cpu-policy": "off"}),
+        ("no-pin", {"cpu-policy": "pin"}, {"cpu-policy": "off"}, {"cpu-policy": "off"}),
+        ("no-pin", {"cpu-policy": "pin"}, {"memory-high": "ignore"}, None),
+        ("all", {}, {"cpu-policy": "pin"}, {"cpu-policy": "pin"}),
+        ("ignore", {"cpu-policy": "off"}, {"cpu-policy": "pin"}, {"cpu-policy": "off"}),
+    ],
+)
+def test_annotations_decide_what_they_may(
+    allowed: str,
+    flags: dict[str, str],
+    annotations: dict[str, str],
+    expected: dict[str, str] | None,
+) -> None:
+    assert decided(flags, annotations, allowed) == (expected or {**flags, **annotations})
+
+
+def test_an_images_annotation_cannot_have_the_host_written_to() -> None:
+    with pytest.raises(ValueError, match='set annotations = "all"'):
+        decided({"memory-high": "limit"}, {"cpu-policy": "pin"}, "no-pin")

@@ -21,7 +21,8 @@ install_sysfsd() {
 	echo 'sysfsd:10000000:6553600' | tee -a /etc/subuid /etc/subgid
 	ln -s /opt/sysfsd/bin/sysfsd /usr/local/bin/sysfsd
 	cp checkout/systemd/sysfsd.service /etc/systemd/system/
-	mkdir -p /etc/docker
+	mkdir -p /etc/docker /etc/sysfsd
+	echo 'annotations = "all"' >/etc/sysfsd/sysfsd.toml
 	cp checkout/examples/daemon.json /etc/docker/daemon.json
 	systemctl daemon-reload
 }
