@@ -3,7 +3,7 @@
 #
 #   sudo sh tests/run.sh [LEVEL] [PYTEST ARGUMENTS…]
 #
-#   all         everything but vm (the default)
+#   all         everything (the default)
 #   fast        what needs no engine: lint, pure, filesystem, runtime
 #   lint        ruff, mypy and shellcheck
 #   pure        plain functions; no privilege
@@ -33,7 +33,7 @@ all | fast | lint | pure | filesystem | runtime | engine | programs | vm)
 	;;
 esac
 case $level in
-all) parts='lint pure filesystem runtime engine programs' ;;
+all) parts='lint pure filesystem runtime engine programs vm' ;;
 fast) parts='lint pure filesystem runtime' ;;
 *) parts=$level ;;
 esac

@@ -56,6 +56,8 @@ if [ "$status" = 0 ]; then
 	set --
 	# What has to do with controllers; other folders are run when they are named.
 	folders='tests/vm tests/filesystem/test_live_cgroup.py tests/filesystem/test_live_disk.py'
+	# Minutes of a JVM and the like in emulation: when they are named, too.
+	folders="$folders --ignore=tests/vm/test_programs.py"
 	while IFS= read -r argument; do
 		[ -z "$argument" ] || set -- "$@" "$argument"
 		case $argument in tests/*) folders= ;; esac
