@@ -53,7 +53,7 @@ def read_cpus(
 
     `policy` is its ``cpu-policy``. A container that is pinned has a cpuset of that size.
     """
-    cpuset = _read_cpuset(tree.controller(paths, "cpuset"), host)
+    cpuset = read_effective(tree.controller(paths, "cpuset"), "cpus") or host.online_cpus
     quota = read_quota(tree.controller(paths, "cpu"))
     why = f"cpu-policy is {policy}"
     if policy == CPU_OFF:
@@ -105,21 +105,22 @@ def _read_usage_v1(cgroup: Cgroup, own: Level) -> Sourced[CpuUsage]:
     return Sourced(usage, f"{cgroup.source('cpuacct.usage')} (all as user time)")
 
 
-def _read_cpuset(cgroup: Cgroup | None, host: HostFacts) -> Sourced[tuple[int, ...]]:
-    """The effective set: what is requested may name CPUs that are offline or an ancestor's."""
-    if cgroup is not None:
-        names = (
-            ("cpuset.effective_cpus", "cpuset.cpus")
-            if cgroup.version == 1
-            else ("cpuset.cpus.effective", "cpuset.cpus")
-        )
-        with cgroup.levels() as levels:
-            for level in levels:
-                for name in names:
-                    cpus = parse_cpu_list(level.read(name) or "")
-                    if cpus:
-                        return Sourced(cpus, cgroup.source(name, level.path))
-    return host.online_cpus
+def read_effective(cgroup: Cgroup | None, kind: str) -> Sourced[tuple[int, ...]] | None:
+    """Read which ``cpus`` or ``mems`` (NUMA nodes) a cpuset lets its tasks use.
+
+    The effective set: what is requested may name some that are offline or not an ancestor's. None
+    if no cgroup on the way up says; raises OSError if it is gone.
+    """
+    if cgroup is None:
+        return None
+    effective = f"effective_{kind}" if cgroup.version == 1 else f"{kind}.effective"
+    with cgroup.levels() as levels:
+        for level in levels:
+            for name in (f"cpuset.{effective}", f"cpuset.{kind}"):
+                numbers = parse_cpu_list(level.read(name) or "")
+                if numbers:
+                    return Sourced(numbers, cgroup.source(name, level.path))
+    return None
 
 
 def read_quota(cgroup: Cgroup | None) -> Sourced[int] | None:

@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from sysfsd.facts.sourced import Sourced, saturating_sub
+from sysfsd.facts.cpu import read_effective
+from sysfsd.facts.sourced import saturating_sub
 from sysfsd.kernel.procfs import parse_cpu_list, parse_meminfo
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def read_nodes(
 ) -> NodesFacts:
     """Read the nodes that a container at these paths may use; raises OSError if it is gone."""
     online = host.online_nodes
-    allowed = _read_mems(tree.controller(paths, "cpuset"), online)
+    allowed = read_effective(tree.controller(paths, "cpuset"), "mems") or online
     numbers = tuple(number for number in allowed.value if number in online.value) or online.value
     visible = cpus.numbers
     nodes = []
@@ -168,23 +169,6 @@ def parse_numa_stat(text: str | None) -> dict[str, dict[int, int]]:
                 per_node[int(node[1:])] = int(number)
         values[name.partition("=")[0]] = per_node
     return values
-
-
-def _read_mems(cgroup: Cgroup | None, online: Sourced[tuple[int, ...]]) -> Sourced[tuple[int, ...]]:
-    """The effective set, as for CPUs."""
-    if cgroup is not None:
-        names = (
-            ("cpuset.effective_mems", "cpuset.mems")
-            if cgroup.version == 1
-            else ("cpuset.mems.effective", "cpuset.mems")
-        )
-        with cgroup.levels() as levels:
-            for level in levels:
-                for name in names:
-                    nodes = parse_cpu_list(level.read(name) or "")
-                    if nodes:
-                        return Sourced(nodes, cgroup.source(name, level.path))
-    return online
 
 
 def _read_numa_stat(
