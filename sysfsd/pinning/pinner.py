@@ -16,7 +16,7 @@ import math
 import os
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 import trio
@@ -49,10 +49,24 @@ GRACE_SECONDS = 10.0
 RELEASE_SECONDS = 5.0
 """All pins are taken back within this time when we stop."""
 
+RETRY_SECONDS = 10.0
+"""What the kernel has refused to write is not tried again, and remembered again, for so long."""
+
 MAX_PROCESSES = 1024
 """So many processes of a cgroup are looked at before it counts as the container's own."""
 
 _log = structlog.get_logger(__name__)
+
+
+class _Refusal(NamedTuple):
+    """What the kernel would not have in a cpuset, and until when it is not asked again."""
+
+    text: str
+    until: float
+    error: OSError
+
+    def holds_for(self, text: str, now: float) -> bool:
+        return text == self.text and now < self.until
 
 
 class Pinner:
@@ -84,6 +98,7 @@ class Pinner:
         self._grace_ends = clock() + GRACE_SECONDS
         self._keys: dict[int, CpusetKey] = {}
         self._troubles: dict[str, str] = {}
+        self._refusals: dict[CpusetKey, _Refusal] = {}
         self._wake = trio.Event()
         self._waiting: list[trio.Event] = []
         self._one_round = trio.Lock()
@@ -163,6 +178,8 @@ class Pinner:
         kept.update(keys.values())
         for key in [key for key in self._pins if key not in kept]:
             self._let_go(key)
+        now = self._clock()
+        self._refusals = {key: each for key, each in self._refusals.items() if now < each.until}
         names = {record.id for record in wanting} | {key.path for key in self._pins}
         self._troubles = {name: text for name, text in self._troubles.items() if name in names}
 
@@ -209,11 +226,17 @@ class Pinner:
         key, pin = cpuset.key, self._pins.get(cpuset.key)
         decision = decide(state, quota, pin, self._counts)
         if decision.text is not None:
+            refusal = self._refusals.pop(key, None)
+            if refusal is not None and refusal.holds_for(decision.text, self._clock()):
+                self._refusals[key] = refusal
+                raise refusal.error
             if decision.pin is not None:
                 self._remember(key, decision.pin)
             try:
                 cpuset.write(decision.text)
-            except OSError:
+            except OSError as error:
+                until = self._clock() + RETRY_SECONDS
+                self._refusals[key] = _Refusal(decision.text, until, error)
                 self._remember(key, pin)
                 raise
         self._remember(key, decision.pin and decision.pin._replace(former=()))

@@ -13,7 +13,7 @@ import trio
 
 from sysfsd.containers.record import ContainerRecord
 from sysfsd.kernel.cgroups import CgroupTree, read_cgroup_paths
-from sysfsd.pinning.pinner import GRACE_SECONDS, Pinner
+from sysfsd.pinning.pinner import GRACE_SECONDS, RETRY_SECONDS, Pinner
 from sysfsd.policy import Policy
 from tests.filesystem.test_restart import set_quota
 from tests.support.containers import UID_BASE, Container, container
@@ -336,13 +336,18 @@ async def test_what_v1_refuses_is_said_once_and_tried_again(
         if refused:
             for name in ("cpuset.mems", "cpuset.cpus"):
                 (inner / name).write_text((inner.parent / name).read_text())
-        first = pinner(tmp_path, [record(box)])
+        now = [1000.0]
+        first = pinner(tmp_path, [record(box)], clock=lambda: now[0])
+        await first._do_round()
+        remembered = (tmp_path / "pins.json").stat()
         for _ in range(3):
             await first._do_round()
+        assert (tmp_path / "pins.json").stat() == remembered  # not written again and again
         assert affinity(box) == (2 if refused else 1)
         assert capsys.readouterr().out.count("Device or resource busy") == refused
     finally:
         inner.rmdir()
+    now[0] += RETRY_SECONDS
     await first._do_round()
     assert affinity(box) == 1
     await first.release_all()
