@@ -93,8 +93,9 @@ def _start(docker: Docker, name: str) -> None:
 
     def started() -> bool:
         done = docker.attempt("start", name)
-        slow = b"not done within" in done.stderr or b"hook ran past" in done.stderr
-        assert done.returncode == 0 or slow, done.stderr
+        said = done.stderr.decode(errors="replace")
+        if done.returncode != 0 and not ("not done within" in said or "hook ran past" in said):
+            raise AssertionError(f"{name} did not start: {said}")
         return done.returncode == 0
 
     until(started, f"the start of {name}", 60)
