@@ -358,9 +358,9 @@ PROGRAMS: tuple[Program, ...] = (
                 "sys/devices/system/cpu/online",
             ),
             Check(
-                "NUMA node0 CPU(s)",
+                "NUMA node CPU(s)",
                 Quantity.CPUS,
-                cpu_list(r"^NUMA node0 CPU\(s\):\s+(.+)"),
+                cpu_list(r"^NUMA node\d+ CPU\(s\):[ \t]+(\S+)"),
                 "sys/devices/system/node",
             ),
         ),
