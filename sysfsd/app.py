@@ -102,7 +102,7 @@ async def serve(config: Config) -> None:
         await background.start(coherence.run)
         reservations.on_free.append(coherence.forget)
         pinner = Pinner(
-            tree=CgroupTree.of_host(),
+            tree=cgroups,
             records=registry.records,
             path=os.path.join(config.state_dir, "pins.json"),
         )

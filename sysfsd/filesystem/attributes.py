@@ -1,4 +1,7 @@
-"""What stat(2) says about our files and directories."""
+"""What stat(2) says about our files and directories.
+
+They are the host's root's, and the kernel may keep nothing of them, unless somebody says otherwise.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,10 @@ def directory(
     inode: int,
     *,
     mode: int,
-    owner: Owner,
     changed_ns: int,
-    entry_timeout: float,
-    attr_timeout: float,
+    owner: Owner = HOST_ROOT,
+    entry_timeout: float = 0,
+    attr_timeout: float = 0,
 ) -> pyfuse3.EntryAttributes:
     """Attributes of a directory."""
     entry = _entry(inode, stat.S_IFDIR | mode, owner, changed_ns)
@@ -39,10 +42,10 @@ def file(
     *,
     size: int,
     mode: int,
-    owner: Owner,
     changed_ns: int,
-    entry_timeout: float,
-    attr_timeout: float,
+    owner: Owner = HOST_ROOT,
+    entry_timeout: float = 0,
+    attr_timeout: float = 0,
 ) -> pyfuse3.EntryAttributes:
     """Attributes of a view's file. The size is real, or sendfile(2) would copy nothing."""
     entry = _entry(inode, stat.S_IFREG | mode, owner, changed_ns)
@@ -55,10 +58,10 @@ def link(
     inode: int,
     *,
     target: str,
-    owner: Owner,
     changed_ns: int,
-    entry_timeout: float,
-    attr_timeout: float,
+    owner: Owner = HOST_ROOT,
+    entry_timeout: float = 0,
+    attr_timeout: float = 0,
 ) -> pyfuse3.EntryAttributes:
     """Attributes of a symbolic link."""
     entry = _entry(inode, stat.S_IFLNK | 0o777, owner, changed_ns)

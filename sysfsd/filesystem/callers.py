@@ -17,7 +17,6 @@ import pyfuse3
 from sysfsd.errors import NoSuchView
 from sysfsd.facts.placement import outermost
 from sysfsd.filesystem import attributes
-from sysfsd.filesystem.attributes import HOST_ROOT
 from sysfsd.filesystem.operations import Operations
 from sysfsd.filesystem.snapshots import Opened, RecentSnapshots
 from sysfsd.filesystem.tree import MOUNT_SERIAL, anybody, inode_of, members_in, parts_of
@@ -206,20 +205,14 @@ class CallersOperations(Operations):
         return attributes.link(
             inode,
             target=target,
-            owner=HOST_ROOT,
             changed_ns=self._mounted_ns,
-            entry_timeout=0,
-            attr_timeout=0,
         )
 
     def _directory(self, inode: int) -> pyfuse3.EntryAttributes:
         return attributes.directory(
             inode,
             mode=0o555,
-            owner=HOST_ROOT,
             changed_ns=self._mounted_ns,
-            entry_timeout=0,
-            attr_timeout=0,
         )
 
     @staticmethod
@@ -228,10 +221,7 @@ class CallersOperations(Operations):
             inode,
             size=size,
             mode=mode,
-            owner=HOST_ROOT,
             changed_ns=changed_ns,
-            entry_timeout=0,
-            attr_timeout=0,
         )
 
 

@@ -21,7 +21,6 @@ from sysfsd.errors import NoSuchView
 from sysfsd.facts.placement import outermost, placement_of
 from sysfsd.facts.pressure import own_cgroup, read_pressure
 from sysfsd.filesystem import attributes
-from sysfsd.filesystem.attributes import HOST_ROOT
 from sysfsd.filesystem.operations import Operations
 from sysfsd.filesystem.snapshots import Opened
 from sysfsd.filesystem.tree import ROOT_INODE
@@ -197,10 +196,7 @@ class PressureOperations(Operations):
         return attributes.directory(
             ROOT_INODE,
             mode=0o555,
-            owner=HOST_ROOT,
             changed_ns=self._mounted_ns,
-            entry_timeout=0,
-            attr_timeout=0,
         )
 
     @staticmethod
@@ -208,9 +204,6 @@ class PressureOperations(Operations):
         return attributes.file(
             inode,
             size=size,
-            owner=HOST_ROOT,
             changed_ns=time.time_ns(),
-            entry_timeout=0,
-            attr_timeout=0,
             mode=_MODE,
         )
