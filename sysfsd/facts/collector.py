@@ -75,6 +75,9 @@ class Keeper(Protocol):
     def keep_load(self, key: Hashable, load: KeptLoad) -> None:
         """Keep its load. Others than containers are passed over."""
 
+    def keep_disks(self, key: Hashable, disks: DiskClock) -> None:
+        """Keep what it did on disks. Others than containers are passed over."""
+
     def close(self, key: Hashable) -> None:
         """Keep no more of it."""
 
@@ -89,6 +92,9 @@ class _NoKeeper:
         pass
 
     def keep_load(self, _key: Hashable, _load: KeptLoad) -> None:
+        pass
+
+    def keep_disks(self, _key: Hashable, _disks: DiskClock) -> None:
         pass
 
     def close(self, _key: Hashable) -> None:
@@ -248,9 +254,11 @@ class FactsCollector:
             return
         # In whole ticks, as the kernel has it: this names the process.
         kept = self._keeper.open(key, container.pid, round(container.started * TICKS_PER_SECOND))
-        if kept.clock is not None:
-            with self._lock:
+        with self._lock:
+            if kept.clock is not None:
                 self._resumed[key] = kept.clock
+            if kept.disks is not None:
+                self._disks[key] = kept.disks
         target = Target(container.cgroup, pid_depth(container.pid, self._proc))
         self.load_sampler.track(key, target, kept.load)
 
@@ -359,12 +367,15 @@ class FactsCollector:
         return CpuTimesFacts(clock, clock.cpus[:visible], source)
 
     def _advance_disks(self, key: Hashable, paths: CgroupPaths, host: HostFacts) -> DiskFacts:
-        present = [line.number for line in host.diskstats]
+        present = {line.number: host.has_disks_below(line.number) for line in host.diskstats}
         with self._lock:
             # Read in here: counters that come in the wrong order would be added twice.
             raw = disk.read_disks(self._tree, paths)
-            clock = disk.advance(self._disks.get(key, disk.START), raw, present)
-            self._disks[key] = clock
+            before = self._disks.get(key, disk.START)
+            self._disks[key] = clock = disk.advance(before, raw, present)
+            if clock != before:
+                # Before anybody is told.
+                self._keeper.keep_disks(key, clock)
         return disk.disk_facts(clock, raw, host)
 
     def _forget(self, key: Hashable) -> None:

@@ -55,6 +55,13 @@ class DiskCounters(NamedTuple):
         return self.read_bytes + self.written_bytes + self.discarded_bytes
 
 
+class Total(NamedTuple):
+    """What was done on all disks together, in bytes; disks that are gone still count."""
+
+    read_bytes: int = 0
+    written_bytes: int = 0
+
+
 class RawDisk(NamedTuple):
     """One device's counters as the kernel has them now, and the file that has them."""
 
@@ -84,6 +91,7 @@ class DiskFacts(NamedTuple):
     """The devices that a container used, in the order of the host's /proc/diskstats."""
 
     disks: Sequence[Disk]
+    total: Total
     source: str
     """The files, or why there are none."""
 
@@ -93,6 +101,7 @@ class DiskClock(NamedTuple):
 
     raw: Mapping[str, DiskCounters]
     shown: Mapping[str, DiskCounters]
+    total: Total = Total()
 
 
 START = DiskClock({}, {})
@@ -117,8 +126,11 @@ def read_disks(tree: CgroupTree, paths: CgroupPaths) -> RawDisks:
         return (_read_v1 if cgroup.version == 1 else _read_v2)(cgroup, levels[0])
 
 
-def advance(clock: DiskClock, raw: RawDisks, present: Sequence[str]) -> DiskClock:
+def advance(clock: DiskClock, raw: RawDisks, present: Mapping[str, bool]) -> DiskClock:
     """Return what to show now: it only ever grows, by what the kernel's counters grew by.
+
+    `present` has the devices that there are, and whether each passes its I/O on to others. Those
+    add nothing to the total, as in the kernel, which counts a bio once.
 
     Those do run backwards: v1 forgets what cgroups did that were removed, what a scheduler counted
     that was exchanged, and everything on a write to blkio.reset_stats. A device that is not
@@ -126,15 +138,21 @@ def advance(clock: DiskClock, raw: RawDisks, present: Sequence[str]) -> DiskCloc
     """
     before = dict(clock.raw)
     shown = dict(clock.shown)
+    sums = clock.total
     for number, disk in raw.disks.items():
         last = before.get(number, _NOTHING)
         total = shown.get(number, _NOTHING)
-        grown = map(saturating_sub, disk.counters, last)
+        grown = DiskCounters(*map(saturating_sub, disk.counters, last))
         shown[number] = DiskCounters(*map(int.__add__, total, grown))
         before[number] = disk.counters
+        if not present.get(number, True):
+            sums = Total(
+                sums.read_bytes + grown.read_bytes, sums.written_bytes + grown.written_bytes
+            )
     return DiskClock(
         {number: before[number] for number in present if number in before},
         {number: shown[number] for number in present if number in shown},
+        sums,
     )
 
 
@@ -151,6 +169,7 @@ def disk_facts(clock: DiskClock, raw: RawDisks, host: HostFacts) -> DiskFacts:
             for line in host.diskstats
             if any(clock.shown.get(line.number, _NOTHING))
         ],
+        clock.total,
         raw.source,
     )
 

@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from sysfsd.facts.cpuclock import CpuClock
+    from sysfsd.facts.disk import DiskClock
     from sysfsd.facts.load import KeptLoad
     from sysfsd.log import RateLimit
 
-SLOT_BYTES = 1 << 18
+SLOT_BYTES = 1 << 21
 """From one slot to the other: the largest there can be, and the hole between them takes no room."""
 
 _NAME = re.compile(r"(\d{1,10})-(\d{1,20})")
@@ -130,6 +131,13 @@ class Keeper:
             file = self._files.get(key)
             if file is not None:
                 self._write(file, file.kept._replace(load=load))
+
+    def keep_disks(self, key: Hashable, disks: DiskClock) -> None:
+        """Write what a container did on disks."""
+        with self._lock:
+            file = self._files.get(key)
+            if file is not None:
+                self._write(file, file.kept._replace(disks=disks))
 
     def close(self, key: Hashable) -> None:
         """Write no more of a container; its file goes as well, unless its init still lives.

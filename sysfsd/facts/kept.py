@@ -13,21 +13,36 @@ import zlib
 from typing import NamedTuple
 
 from sysfsd.facts.cpuclock import CpuClock, CpuTimes, CpuUsage
+from sysfsd.facts.disk import DiskClock, DiskCounters, Total
 from sysfsd.facts.load import INTERVAL_SECONDS, Averages, KeptLoad
 
 MAX_CPUS = 8192
 """More than any kernel is built for (NR_CPUS)."""
 
-_MAGIC = b"sysfsdC1"
-_HEAD = struct.Struct("<8sIIQ16sQQBB6x")
-"""Magic, CRC of all behind it, bytes in all, sequence, boot, pid, start, has clock?, has load?"""
+MAX_DISKS = 4096
+"""That one container used: more are not kept."""
+
+_MAGIC = b"sysfsdC2"
+_HEAD = struct.Struct("<8sIIQ16sQQBBB5x")
+"""Magic, CRC of all behind it, bytes in all, sequence, boot, pid, start; has clock? load? disks?"""
 _CHECKED = struct.Struct("<8sI").size
 _CLOCK = struct.Struct("<6Q")
 _CPU = struct.Struct("<3Q")
 _LOAD = struct.Struct("<5Q")
+_DISKS = struct.Struct("<3Q")
+_COUNTERS = len(DiskCounters._fields)
+_DISK = struct.Struct(f"<II{_COUNTERS}Q{_COUNTERS}Q")
+"""Major and minor number, what the kernel had, what was shown."""
 
 HEAD_BYTES = _HEAD.size
-MAX_BYTES = HEAD_BYTES + _CLOCK.size + MAX_CPUS * _CPU.size + _LOAD.size
+MAX_BYTES = (
+    HEAD_BYTES
+    + _CLOCK.size
+    + MAX_CPUS * _CPU.size
+    + _LOAD.size
+    + _DISKS.size
+    + MAX_DISKS * _DISK.size
+)
 """Of a slot."""
 
 _SAMPLE_AHEAD_NS = INTERVAL_SECONDS * 1_000_000_000
@@ -48,14 +63,17 @@ class Kept(NamedTuple):
 
     clock: CpuClock | None = None
     load: KeptLoad | None = None
+    disks: DiskClock | None = None
 
 
 def encode(init: Init, sequence: int, kept: Kept) -> bytes:
     """Write a slot; raises ``ValueError`` for numbers that no counter reaches."""
     try:
-        body = b"".join((_encode_clock(kept.clock), _encode_load(kept.load)))
+        body = b"".join(
+            (_encode_clock(kept.clock), _encode_load(kept.load), _encode_disks(kept.disks))
+        )
         size = _HEAD.size + len(body)
-        has = kept.clock is not None, kept.load is not None
+        has = (part is not None for part in kept)
         head = _HEAD.pack(_MAGIC, 0, size, sequence, init.boot, init.pid, init.start_ticks, *has)
     except struct.error as error:
         raise ValueError(str(error)) from None
@@ -79,41 +97,73 @@ def decode(data: bytes, init: Init, now: int) -> tuple[int, Kept]:
     Raises ``ValueError``: cut short, torn, somebody else's, or from the future.
     """
     size = length(data)
-    _, crc, _, sequence, boot, pid, start, has_clock, has_load = _HEAD.unpack_from(data)
+    _, crc, _, sequence, boot, pid, start, *has = _HEAD.unpack_from(data)
     if len(data) < size or zlib.crc32(data[_CHECKED:size]) != crc:
         raise ValueError("torn or damaged")
     if Init(boot, pid, start) != init:
         raise ValueError("the counters of another process")
-    clock = load = None
-    at = _HEAD.size
+    has_clock, has_load, has_disks = has
+    rest = _Rest(data[:size], _HEAD.size)
     try:
-        if has_clock:
-            moment, user, system, carry_user, carry_system, count = _CLOCK.unpack_from(data, at)
-            at += _CLOCK.size
-            if count > MAX_CPUS:
-                raise ValueError("more CPUs than any kernel has")
-            cpus = data[at : at + count * _CPU.size]
-            at += len(cpus)
-            clock = CpuClock(
-                moment,
-                CpuUsage(user, system),
-                CpuUsage(carry_user, carry_system),
-                tuple(CpuTimes(*times) for times in _CPU.iter_unpack(cpus)),
-            )
-        if has_load:
-            one, five, fifteen, last_pid, sampled = _LOAD.unpack_from(data, at)
-            at += _LOAD.size
-            load = KeptLoad(Averages(one, five, fifteen), last_pid, sampled)
+        clock = _decode_clock(rest) if has_clock else None
+        load = _decode_load(rest) if has_load else None
+        disks = _decode_disks(rest) if has_disks else None
     except struct.error as error:
         raise ValueError(str(error)) from None
-    if at != size:
+    if rest.at != size:
         raise ValueError("its parts are not its whole")
     # A clock that is ahead would stand still until its time has come.
     if clock is not None and clock.now > now:
         raise ValueError("a clock of the future")
     if load is not None and load.sampled > now + _SAMPLE_AHEAD_NS:
         raise ValueError("a load of the future")
-    return sequence, Kept(clock, load)
+    return sequence, Kept(clock, load, disks)
+
+
+class _Rest:
+    """What of a slot has not been read yet."""
+
+    def __init__(self, data: bytes, at: int) -> None:
+        self._data = data
+        self.at = at
+
+    def take(self, layout: struct.Struct) -> tuple[int, ...]:
+        """Read one; raises ``struct.error`` if there is less."""
+        numbers = layout.unpack_from(self._data, self.at)
+        self.at += layout.size
+        return numbers
+
+    def take_many(self, layout: struct.Struct, count: int) -> list[tuple[int, ...]]:
+        """Read some; raises ``struct.error`` if there are less."""
+        # No count that a slot has no room for is believed.
+        if count > (len(self._data) - self.at) // layout.size:
+            raise struct.error("cut short")
+        return [self.take(layout) for _ in range(count)]
+
+
+def _decode_clock(rest: _Rest) -> CpuClock:
+    moment, user, system, carry_user, carry_system, count = rest.take(_CLOCK)
+    return CpuClock(
+        moment,
+        CpuUsage(user, system),
+        CpuUsage(carry_user, carry_system),
+        tuple(CpuTimes(*times) for times in rest.take_many(_CPU, count)),
+    )
+
+
+def _decode_load(rest: _Rest) -> KeptLoad:
+    one, five, fifteen, last_pid, sampled = rest.take(_LOAD)
+    return KeptLoad(Averages(one, five, fifteen), last_pid, sampled)
+
+
+def _decode_disks(rest: _Rest) -> DiskClock:
+    read, written, count = rest.take(_DISKS)
+    raw, shown = {}, {}
+    for major, minor, *counters in rest.take_many(_DISK, count):
+        number = f"{major}:{minor}"
+        raw[number] = DiskCounters(*counters[:_COUNTERS])
+        shown[number] = DiskCounters(*counters[_COUNTERS:])
+    return DiskClock(raw, shown, Total(read, written))
 
 
 def _encode_clock(clock: CpuClock | None) -> bytes:
@@ -129,3 +179,15 @@ def _encode_clock(clock: CpuClock | None) -> bytes:
 
 def _encode_load(load: KeptLoad | None) -> bytes:
     return b"" if load is None else _LOAD.pack(*load.averages, load.last_pid, load.sampled)
+
+
+def _encode_disks(disks: DiskClock | None) -> bytes:
+    if disks is None:
+        return b""
+    if len(disks.shown) > MAX_DISKS:
+        raise ValueError("more disks than are kept")
+    lines = [
+        _DISK.pack(*map(int, number.split(":")), *disks.raw[number], *shown)
+        for number, shown in disks.shown.items()
+    ]
+    return b"".join((_DISKS.pack(*disks.total, len(lines)), *lines))

@@ -121,12 +121,8 @@ def _kilobytes(own: Mapping[str, Source], line: str) -> int:
 
 
 def _disk(facts: Facts, counter: str) -> Count:
-    """Sum over the devices, in kB.
-
-    Those that pass their I/O on to others do not count, as in the kernel, which counts a bio once.
-    """
-    disks = [disk for disk in facts.disk.disks if not facts.host.has_disks_below(disk.number)]
-    total = sum(getattr(disk.counters, counter) for disk in disks)
+    """Return the sum over the disks, in kB."""
+    total: int = getattr(facts.disk.total, counter)
     return Sourced(total // 1024, f"sum over the disks of /proc/diskstats: {facts.disk.source}")
 
 

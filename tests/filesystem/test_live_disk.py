@@ -13,8 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from sysfsd.containers.record import ContainerRecord
 from sysfsd.facts.collector import FactsCollector
+from sysfsd.facts.cpu import TICKS_PER_SECOND
+from sysfsd.facts.keeper import Keeper
 from sysfsd.kernel.cgroups import CgroupTree, read_cgroup_paths
+from sysfsd.kernel.procfs import parse_task_stat, read_text
+from sysfsd.log import RateLimit
 from tests.support.views import view
 from tests.support.wait import until
 
@@ -167,3 +172,49 @@ def test_what_it_did_and_nothing_of_what_others_did(
 
     work(writes=0, reads=5)
     assert shown("proc/diskstats")[0][3:6] == ["8", "0", str(8 * 128)]
+
+
+def test_counters_go_on_in_the_next_daemon(disk: Disk, tmp_path: Path) -> None:
+    """v1 forgets what cgroups did that were removed; what was shown of it stays."""
+    with cgroup(disk) as path, subprocess.Popen(["sleep", "infinity"]) as init:
+        try:
+            (path / "cgroup.procs").write_text(str(init.pid))
+            started = parse_task_stat(read_text(f"/proc/{init.pid}/stat")).start_ticks
+            box = ContainerRecord(
+                id="disks",
+                pid=init.pid,
+                userns=None,
+                uid_base=0,
+                gid_base=0,
+                started=started / TICKS_PER_SECOND,
+                cgroup=read_cgroup_paths(init.pid),
+                serial=1,
+                registered_ns=0,
+            )
+            inner = path / "inner"
+            inner.mkdir()
+            move = f"echo $$ > {inner}/cgroup.procs; exec dd if=/dev/{disk.name} of=/dev/null "
+            dd = f"{move} bs=64k count=4 iflag=direct"
+            subprocess.run(["sh", "-c", dd], check=True, stderr=subprocess.DEVNULL)
+            before = counted(box, tmp_path)
+            until(lambda: not (inner / "cgroup.procs").read_text(), "an empty cgroup")
+            inner.rmdir()
+            after = counted(box, tmp_path)
+        finally:
+            init.kill()
+            init.wait()
+    assert before == after == (4, 4 * 128, 4 * 64)
+
+
+def counted(box: ContainerRecord, directory: Path) -> tuple[int, int, int]:
+    """Return reads, sectors read and pgpgin, as a new daemon shows them."""
+    keeper = Keeper(str(directory / "clocks"), RateLimit())
+    try:
+        facts = FactsCollector(tree=CgroupTree.of_host(), keeper=keeper).facts(box)
+        [line] = view("proc/diskstats").render(facts).decode().splitlines()
+        events = dict(
+            each.split() for each in view("proc/vmstat").render(facts).decode().splitlines()
+        )
+    finally:
+        keeper.close_all()
+    return int(line.split()[3]), int(line.split()[5]), int(events["pgpgin"])

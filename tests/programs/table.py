@@ -20,9 +20,12 @@ from tests.programs.rules import Quantity
 from tests.programs.ways import LXCFS_OPTIONS, Way
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tests.programs.bench import Bench, Kind
     from tests.programs.catalogue import Check
     from tests.programs.measure import Cell
+    from tests.programs.rules import Expected
 
 
 def tables(bench: Bench) -> str:
@@ -38,19 +41,30 @@ def tables(bench: Bench) -> str:
 
 def _table(bench: Bench, kind: Kind) -> str:
     measured = bench.measured(kind)
-    expected = measured.expected
+    columns = {way.value: measured.cells[way] for way in Way}
+    return table(kind, measured.expected, columns, only_cpus=kind is not KINDS[0])
+
+
+def table(
+    kind: Kind,
+    expected: Expected,
+    columns: Mapping[str, Mapping[tuple[str, str], Cell]],
+    *,
+    only_cpus: bool,
+) -> str:
+    """Lay out what was measured in one container: a column for each way of running it."""
     options = " ".join(("-m 300m", *(option.replace("=", " ") for option in kind.options)))
     lines = [
         f"`docker run {options}`:",
         "",
-        "| program | shows | right is | sysfsd | lxcfs | nothing |",
-        "|---|---|---|---|---|---|",
+        f"| program | shows | right is | {' | '.join(columns)} |",
+        "|---" * (3 + len(columns)) + "|",
     ]
     name = ""
     for program, check in each_check():
-        if kind is not KINDS[0] and check.quantity is not Quantity.CPUS:
+        if only_cpus and check.quantity is not Quantity.CPUS:
             continue
-        cells = [measured.cells[way][program.name, check.name] for way in Way]
+        cells = [cells[program.name, check.name] for cells in columns.values()]
         first = f"`{program.name}`" if program.name != name else ""
         name = program.name
         row = [first, _mark(check), check.quantity.words(expected), *map(_cell, cells)]

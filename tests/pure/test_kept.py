@@ -11,9 +11,20 @@ from hypothesis import strategies as st
 
 from sysfsd.facts.collector import FactsCollector
 from sysfsd.facts.cpuclock import CpuClock, CpuTimes, CpuUsage, resume, start
+from sysfsd.facts.disk import DiskClock, DiskCounters, Total
 from sysfsd.facts.host import boottime_ns
 from sysfsd.facts.keeper import SLOT_BYTES, Keeper
-from sysfsd.facts.kept import HEAD_BYTES, MAX_BYTES, MAX_CPUS, Init, Kept, decode, encode, length
+from sysfsd.facts.kept import (
+    HEAD_BYTES,
+    MAX_BYTES,
+    MAX_CPUS,
+    MAX_DISKS,
+    Init,
+    Kept,
+    decode,
+    encode,
+    length,
+)
 from sysfsd.facts.load import Averages, KeptLoad
 from sysfsd.kernel.cgroups import CgroupTree
 from sysfsd.kernel.procfs import parse_task_stat, read_text
@@ -35,7 +46,20 @@ clocks = st.builds(
     st.lists(st.builds(CpuTimes, u64, u64, u64), max_size=20).map(tuple),
 )
 loads = st.builds(KeptLoad, st.builds(Averages, u64, u64, u64), u64, u64)
-kepts = st.builds(Kept, st.none() | clocks, st.none() | loads)
+counters = st.builds(DiskCounters, *[u64] * len(DiskCounters._fields))
+numbers = st.tuples(st.integers(0, (1 << 32) - 1), st.integers(0, (1 << 32) - 1)).map(
+    lambda number: f"{number[0]}:{number[1]}"
+)
+disks = st.builds(
+    lambda lines, total: DiskClock(
+        {number: raw for number, (raw, _) in lines.items()},
+        {number: shown for number, (_, shown) in lines.items()},
+        total,
+    ),
+    st.dictionaries(numbers, st.tuples(counters, counters), max_size=3),
+    st.builds(Total, u64, u64),
+)
+kepts = st.builds(Kept, st.none() | clocks, st.none() | loads, st.none() | disks)
 
 
 @given(kepts, u64)
@@ -88,9 +112,10 @@ def test_counters_of_the_future_are_refused() -> None:
 def test_numbers_that_no_counter_reaches() -> None:
     clock = CpuClock(0, CpuUsage(1 << 64, 0), CpuUsage(0, 0), ())
     many = CpuClock(0, CpuUsage(0, 0), CpuUsage(0, 0), (CpuTimes(),) * (MAX_CPUS + 1))
-    for each in (clock, many):
+    used = {f"8:{minor}": DiskCounters() for minor in range(MAX_DISKS + 1)}
+    for kept in (Kept(clock), Kept(many), Kept(disks=DiskClock(used, used))):
         with pytest.raises(ValueError):
-            encode(INIT, 1, Kept(each))
+            encode(INIT, 1, kept)
     assert MAX_BYTES <= SLOT_BYTES
 
 
@@ -137,6 +162,7 @@ def keeper(path: Path) -> Keeper:
 
 CLOCK = CpuClock(5, CpuUsage(1, 2), CpuUsage(0, 0), (CpuTimes(1, 2, 3),))
 LOAD = KeptLoad(Averages(1, 2, 3), 77, 5)
+DISKS = DiskClock({"8:0": DiskCounters(1)}, {"8:0": DiskCounters(5)}, Total(4096, 0))
 
 
 def test_a_successor_finds_what_was_written_last(tmp_path: Path) -> None:
@@ -146,9 +172,10 @@ def test_a_successor_finds_what_was_written_last(tmp_path: Path) -> None:
         clock = CLOCK._replace(now=number)
         first.keep_clock(1, clock)
         first.keep_load(1, LOAD)
+        first.keep_disks(1, DISKS)
         # Killed here: nothing is closed, nothing else is written.
         second = keeper(tmp_path)
-        assert second.open(9, os.getpid(), own_ticks()) == Kept(clock, LOAD)
+        assert second.open(9, os.getpid(), own_ticks()) == Kept(clock, LOAD, DISKS)
         second.close_all()
     first.close_all()
 
@@ -161,7 +188,7 @@ def test_a_torn_write_leaves_the_one_before(tmp_path: Path) -> None:
     first.close_all()
     (path,) = (tmp_path / "clocks").iterdir()
     with path.open("r+b") as file:
-        assert file.read(8) == b"sysfsdC1"  # the second write: an even sequence
+        assert file.read(8) == b"sysfsdC2"  # the second write: an even sequence
         file.seek(100)
         file.write(b"torn")
     second = keeper(tmp_path)
@@ -171,7 +198,7 @@ def test_a_torn_write_leaves_the_one_before(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"garbage", b"sysfsdC1" + b"\xff" * 4000, b"\0" * 3 * SLOT_BYTES, b"x" * 3 * SLOT_BYTES],
+    [b"garbage", b"sysfsdC2" + b"\xff" * 4000, b"\0" * 3 * SLOT_BYTES, b"x" * 3 * SLOT_BYTES],
     ids=["short", "of a huge length", "zeros", "large"],
 )
 def test_a_hostile_file_is_begun_anew(

@@ -15,7 +15,7 @@ from sysfsd.facts import cpuclock
 from sysfsd.facts.collector import CpuTimesFacts, Facts, FactsCollector
 from sysfsd.facts.cpu import CpuFacts
 from sysfsd.facts.cpuclock import CpuUsage
-from sysfsd.facts.disk import DiskFacts
+from sysfsd.facts.disk import DiskFacts, Total
 from sysfsd.facts.host import HostFacts
 from sysfsd.facts.hugepages import HugePagesFacts
 from sysfsd.facts.load import Averages, LoadFacts, TaskCount
@@ -89,7 +89,7 @@ def make_facts(
         cpu=lambda: CpuFacts(Sourced(len(cpus), "cpuset"), Sourced(cpus, "cpuset"), None),
         cpu_times=lambda facts: CpuTimesFacts(clock, clock.cpus[: len(cpus)], "usage"),
         load=lambda: LoadFacts(Averages(164, 0, 0), tasks, tasks.newest_pid, "tasks", 0),
-        disk=lambda: DiskFacts((), "no io controller"),
+        disk=lambda: DiskFacts((), Total(), "no io controller"),
         oom_kills=lambda: Sourced(0, "memory.events"),
         nodes=lambda facts: nodes,
         hugepages=lambda: HugePagesFacts(Sourced(0, ""), Sourced(0, ""), 2 << 20),

@@ -1,8 +1,13 @@
-"""Programs that nobody here wrote, in a limited container on cgroup v2."""
+"""Programs that nobody here wrote, in a limited container on cgroup v2.
+
+What they printed is left with the results, as the documentation's tables of it.
+"""
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +15,7 @@ import pytest
 from tests.programs.bench import IMAGE, INIT, KINDS, MEMORY, SCRIPT_DEADLINE, TAKE_BALLAST
 from tests.programs.measure import measure, wrong
 from tests.programs.neighbour import busy_neighbour
+from tests.programs.table import table
 from tests.support.wait import patient
 from tests.vm.conftest import load_image
 
@@ -34,4 +40,6 @@ def test_programs_show_the_containers_own(start: Start, kind: Kind) -> None:
     expected = kind.expected(started)
     with busy_neighbour():
         cells = measure(run, expected)
+    results = Path(os.environ["SYSFSD_RESULTS"], f"programs-{kind.name}.md")
+    results.write_text(table(kind, expected, {"sysfsd": cells}, only_cpus=False))
     assert not wrong(cells, expected)
