@@ -222,7 +222,7 @@ def _attach(options: argparse.Namespace) -> int:
     settings = {name: value for name, value in given.items() if value is not None}
     with Client(_control(options)) as client:
         given_views = running.give_views(client, options.pid, options.id, settings)
-    print(f"{given_views.container}: {len(given_views.views)} views attached")
+    print(f"{given_views.container}: {len(given_views.views)} files attached")
     if given_views.warning is not None:
         print(f"sysfsd: not pinned: {given_views.warning}", file=sys.stderr)
     return 0
@@ -238,7 +238,7 @@ def _detach(options: argparse.Namespace) -> int:
                 raise SysfsdError(f"still attached, restart them: {', '.join(left)}")
             return 0
         container, views = running.take_views(client, options.pid)
-    print(f"{container}: {len(views)} views detached")
+    print(f"{container}: {len(views)} files detached")
     return 0
 
 
@@ -255,8 +255,18 @@ def _doctor(options: argparse.Namespace) -> int:
     from sysfsd import doctor  # noqa: PLC0415
 
     checks = doctor.examine(load(options.config), _control(options))
+    try:
+        settings, trouble = doctor.sysctls(), None
+    except SysfsdError as error:
+        settings, trouble = [], str(error)
+    checks.append(doctor.counted(settings, trouble))
     if options.json:
-        _print_json([check._asdict() for check in checks])
+        _print_json(
+            {
+                "checks": [check._asdict() for check in checks],
+                "sysctls": [setting._asdict() for setting in settings],
+            }
+        )
     else:
         _print_table(
             ("", "CHECK", "FOUND"),
@@ -265,6 +275,10 @@ def _doctor(options: argparse.Namespace) -> int:
         for each in checks:
             if not each.ok:
                 print(f"\n{each.name}: {each.fix}")
+        if settings:
+            print("\nSysctls in system containers:")
+            rows = [(each.name, each.state, each.kept_per, each.why) for each in settings]
+            _print_table(("NAME", "STATE", "KEPT PER", "NEEDED BY"), rows)
     return 0 if all(check.ok for check in checks) else 1
 
 

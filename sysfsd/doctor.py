@@ -6,17 +6,32 @@ import errno
 import os
 import re
 import shutil
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from sysfsd.containers import ranges
 from sysfsd.control.client import Client
 from sysfsd.errors import SysfsdError
 from sysfsd.kernel import syscalls
+from sysfsd.sysctls.probe import State, probe
+from sysfsd.sysctls.table import SYSCTLS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sysfsd.config import Config
+
+
+class Setting(NamedTuple):
+    """What becomes of one sysctl in a system container, on this kernel."""
+
+    name: str
+    state: str
+    """``native``, ``emulated`` or ``absent`` (`sysctls.probe.State`)."""
+    kept_per: str
+    """What its value belongs to, if it is emulated."""
+    why: str
+    """Who needs it."""
 
 
 class Check(NamedTuple):
@@ -42,6 +57,31 @@ def examine(config: Config, control: str) -> list[Check]:
         _runtime(config.runtime),
         _daemon(control),
     ]
+
+
+def sysctls() -> list[Setting]:
+    """Ask the kernel about every node of the table; raises ``SysfsdError``."""
+    if os.geteuid() != 0:
+        raise SysfsdError("only root can ask the kernel about sysctls; run it with sudo")
+    states = probe([node.path for node in SYSCTLS])
+    return [
+        Setting(
+            node.path.removeprefix("proc/sys/"), states[node.path].value, node.scope.value, node.why
+        )
+        for node in SYSCTLS
+    ]
+
+
+def counted(settings: Sequence[Setting], trouble: str | None) -> Check:
+    """Sum up what came of `sysctls`, or why nothing did; pure."""
+    counts = Counter(each.state for each in settings)
+    found = ", ".join(f"{counts[state.value]} {state.value}" for state in State)
+    return Check(
+        "sysctls",
+        trouble is None,
+        found if trouble is None else "not known",
+        trouble or "nothing: those that are native or absent are the kernel's own",
+    )
 
 
 def kernel(release: str) -> Check:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sysfsd.doctor import kernel, kernel_version
+from sysfsd.doctor import Setting, counted, kernel, kernel_version
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,12 @@ def test_a_kernel_that_idmaps_overlays(release: str, ok: bool) -> None:
     check = kernel(release)
     assert (check.ok, check.found) == (ok, release)
     assert "5.19" in check.fix
+
+
+def test_sysctls_in_one_line() -> None:
+    states = ("emulated", "native", "emulated")
+    settings = [Setting(f"vm/{at}", state, "container", "us") for at, state in enumerate(states)]
+    check = counted(settings, None)
+    assert (check.ok, check.found) == (True, "1 native, 2 emulated, 0 absent")
+    check = counted([], "run it with sudo")
+    assert (check.ok, check.found, check.fix) == (False, "not known", "run it with sudo")
