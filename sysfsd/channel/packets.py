@@ -7,6 +7,7 @@ request starts with ``struct fuse_in_header`` (40 bytes), a reply with ``struct 
 
 from __future__ import annotations
 
+import os
 import struct
 from enum import IntEnum
 from typing import NamedTuple
@@ -18,11 +19,18 @@ OUT_HEADER = struct.Struct("=IiQ")
 """len, -errno, unique."""
 
 _HANDLE = struct.Struct("=Q")
+_OFFSET = struct.Struct("=Q")
+_WRITE_FLAGS = struct.Struct("=I")
+_WRITE_FLAGS_AT = IN_HEADER_BYTES + 32
+"""In struct fuse_write_in, behind fh, offset, size, write_flags and lock_owner: open(2)'s flags."""
 _INIT_IN = struct.Struct("=IIIII")
 """major, minor, max_readahead, flags, flags2; kernels before 7.36 send no flags2."""
 _INIT_IN_SHORT_BYTES = 16
 _INIT_OUT_MAX_WRITE = struct.Struct("=I")
 _INIT_OUT_MAX_WRITE_AT = OUT_HEADER.size + 20
+
+MARK = 1 << 63
+"""In the numbers of requests and nodes of a second mount behind the same relay."""
 
 MAX_WRITE = 128 << 10
 """Bytes of one WRITE, and of one READ: 32 pages, what the kernel allows without FUSE_MAX_PAGES."""
@@ -88,7 +96,8 @@ UNANSWERED = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT})
 """Requests without a reply. Our inodes are numbers without state, so there is nothing to forget,
 and no handler takes long enough to be worth an interruption: the relay drops them."""
 
-_BY_HANDLE = frozenset({Opcode.READ, Opcode.WRITE, Opcode.READDIR, Opcode.READDIRPLUS})
+DIRECTORY_BY_HANDLE = frozenset({Opcode.READDIR, Opcode.READDIRPLUS})
+BY_HANDLE = frozenset({Opcode.READ, Opcode.WRITE}) | DIRECTORY_BY_HANDLE
 """Requests that pyfuse3 hands over with a file handle and no inode. In the structures of all four
 the handle is the first field after the header."""
 
@@ -142,13 +151,42 @@ def parse_reply(packet: bytearray | memoryview | bytes) -> Reply:
     return Reply(*OUT_HEADER.unpack_from(packet))
 
 
-def put_node_in_handle(packet: bytearray | memoryview, request: Request) -> None:
+def put_node_in_handle(
+    packet: bytearray | memoryview, request: Request, opcodes: frozenset[Opcode] = BY_HANDLE
+) -> None:
     """Write the node id where the file handle is, in requests that come without an inode.
 
     With zero-message opens the kernel sends handle 0, and pyfuse3 passes nothing but the handle.
     """
-    if request.opcode in _BY_HANDLE:
+    if request.opcode in opcodes:
         _HANDLE.pack_into(packet, IN_HEADER_BYTES, request.node)
+
+
+def mark(packet: bytearray | memoryview, request: Request) -> Request:
+    """Mark a request of the second mount, so that its node and itself are nobody else's.
+
+    The kernel counts requests from 2, and numbers of nodes it has from us, but for the root's.
+    """
+    marked = request._replace(unique=request.unique | MARK, node=request.node | MARK)
+    IN_HEADER.pack_into(packet, 0, *marked)
+    return marked
+
+
+def unmark(packet: bytearray | memoryview, reply: Reply) -> None:
+    """Take the mark from the reply to such a request."""
+    OUT_HEADER.pack_into(packet, 0, *reply._replace(unique=reply.unique & ~MARK))
+
+
+def write_appended_at_start(packet: bytearray | memoryview, request: Request) -> None:
+    """Have what is appended written at the start of the file.
+
+    The kernel turns O_APPEND into the offset of the end, and the files of ours that can be written
+    are sysctls: a write to one is a value, whatever was there (``proc_sys_write`` knows no end).
+    """
+    if request.opcode == Opcode.WRITE:
+        (flags,) = _WRITE_FLAGS.unpack_from(packet, _WRITE_FLAGS_AT)
+        if flags & os.O_APPEND:
+            _OFFSET.pack_into(packet, IN_HEADER_BYTES + _HANDLE.size, 0)
 
 
 def limit_init_request(packet: bytearray | memoryview, length: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 from typing import TYPE_CHECKING
@@ -153,3 +154,40 @@ async def test_notifications_pass(ends: Ends, nursery: trio.Nursery) -> None:
     ends.server.send(struct.pack("=IiQ", 16, 7, 0))
     assert await ends.heard(ends.kernel) == struct.pack("=IiQ", 16, 7, 0)
     assert one.in_flight == 0
+
+
+async def test_a_second_mount_goes_through_the_same_end(ends: Ends, nursery: trio.Nursery) -> None:
+    kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with kernel, device:
+        kernel.setblocking(False)
+        device.setblocking(False)
+        one = Relay(
+            ends.device.fileno(),
+            ends.relays,
+            ChannelCounters(),
+            node_in_handle=True,
+            second=device.fileno(),
+        )
+        nursery.start_soon(one.run)
+        # The second is initialised with what was agreed on for the first, and not before.
+        kernel.send(struct.pack("=IIQQ16x", 56, Opcode.INIT, 2, 0) + bytes(16))
+        assert await quiet(kernel)
+        ends.ask(Opcode.INIT, 2, bytes(64))
+        await ends.heard(ends.server)
+        agreed = struct.pack("=IiQ", 80, 0, 2) + bytes(range(64))
+        ends.server.send(agreed)
+        assert await ends.heard(ends.kernel) == await ends.heard(kernel)
+
+        # The same numbers in both mounts are told apart, and appending is writing.
+        ends.ask(Opcode.GETATTR, 4)
+        body = struct.pack("=QQIIQII", 1 << 63 | 7, 3, 2, 0, 0, os.O_WRONLY | os.O_APPEND, 0)
+        kernel.send(struct.pack("=IIQQ16x", 80, Opcode.WRITE, 4, 5) + body)
+        asked = sorted([await ends.heard(ends.server), await ends.heard(ends.server)], key=len)
+        assert struct.unpack_from("=IIQQ", asked[0])[2:] == (4, 5)
+        assert struct.unpack_from("=IIQQ", asked[1])[2:] == (1 << 63 | 4, 1 << 63 | 5)
+        assert struct.unpack_from("=QQ", asked[1], 40) == (1 << 63 | 7, 0)
+        ends.answer(1 << 63 | 4, error=-22)
+        assert await ends.heard(kernel) == struct.pack("=IiQ", 16, -22, 4)
+        ends.answer(4)
+        assert await ends.heard(ends.kernel) == struct.pack("=IiQ", 16, 0, 4)
+        assert one.in_flight == 0
