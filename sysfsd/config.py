@@ -14,7 +14,7 @@ from sysfsd.policy import ANNOTATIONS, DEFAULT, SETTINGS, Policy, problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 DEFAULT_PATH = "/etc/sysfsd/sysfsd.toml"
 
@@ -35,6 +35,7 @@ class Config:
         "source",
         "state_dir",
         "subid_user",
+        "sysctls",
     )
 
     def __init__(self, source: str | None = None) -> None:
@@ -53,6 +54,9 @@ class Config:
         """What containers' annotations may decide, see ``policy``."""
         self.cpu_policy = DEFAULT.cpu
         self.memory_high = DEFAULT.memory_high
+        self.sysctls: dict[str, str] = {}
+        """What holds for emulated sysctls, by their paths: ``max`` or ``forbid``; see
+        ``sysctls.policy``."""
 
     def policy(self) -> Policy:
         """What holds for a container that nobody decides otherwise about."""
@@ -101,9 +105,14 @@ def from_document(document: Mapping[str, object], source: str) -> Config:
     """Check a parsed document; raises ``UsageError``."""
     config = Config(source)
     for key, value in document.items():
+        if key == "sysctls":
+            config.sysctls = _sysctls(value, source)
+            continue
         attribute = _KEYS.get(key)
         if attribute is None:
-            raise UsageError(f"{source}: unknown key {key!r}; {_suggestion(key)}")
+            keys = (*_KEYS, "sysctls")
+            suggestion = _suggestion(key, keys, "keys are: " + ", ".join(keys))
+            raise UsageError(f"{source}: unknown key {key!r}; {suggestion}")
         if not isinstance(value, str) or not value:
             raise UsageError(f"{source}: {key} must be a text, such as {_example(key)}")
         setattr(config, attribute, value)
@@ -124,11 +133,35 @@ def from_document(document: Mapping[str, object], source: str) -> Config:
     return config
 
 
-def _suggestion(key: str) -> str:
+def _sysctls(section: object, source: str) -> dict[str, str]:
+    # Here, because hardly anybody has one, and each start of a container would pay.
+    from sysfsd.sysctls.policy import canonical, flattened, problem  # noqa: PLC0415
+    from sysfsd.sysctls.table import SYSCTLS  # noqa: PLC0415
+
+    if not isinstance(section, dict):
+        raise UsageError(f'{source}: sysctls must be a table: [sysctls], then "vm.name" = "max"')
+    nodes = {canonical(node.path): node for node in SYSCTLS}
+    found: dict[str, str] = {}
+    for key, value in flattened(section):
+        name = canonical(key)
+        node = nodes.get(name)
+        if node is None:
+            suggestion = _suggestion(name, nodes, "`sysfsd doctor` lists those")
+            raise UsageError(f"{source}: {key!r} is no sysctl that sysfsd emulates; {suggestion}")
+        wrong = problem(node, value)
+        if wrong is not None:
+            raise UsageError(f"{source}: {key} {wrong}")
+        if node.path in found:
+            raise UsageError(f"{source}: {key} is there twice, under two names; remove one")
+        found[node.path] = str(value)
+    return found
+
+
+def _suggestion(key: str, keys: Iterable[str], otherwise: str) -> str:
     import difflib  # noqa: PLC0415
 
-    close = difflib.get_close_matches(key, _KEYS, 1)
-    return f"did you mean {close[0]!r}?" if close else "keys are: " + ", ".join(_KEYS)
+    close = difflib.get_close_matches(key, keys, 1)
+    return f"did you mean {close[0]!r}?" if close else otherwise
 
 
 def _example(key: str) -> str:

@@ -17,7 +17,8 @@ def test_the_configuration_shows_the_defaults_and_all_of_them() -> None:
         name: getattr(defaults, name) for name in names
     }
     text = (EXAMPLES / "sysfsd.toml").read_text()
-    assert all(f"\n{name.replace('_', '-')} = " in text for name in names)
+    assert all(f"\n{name.replace('_', '-')} = " in text for name in names - {"sysctls"})
+    assert "\n[sysctls]\n" in text
 
 
 def test_the_documents_are_json() -> None:
