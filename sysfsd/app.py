@@ -26,6 +26,7 @@ from sysfsd.containers.registry import Registry
 from sysfsd.containers.reservations import Reservations
 from sysfsd.control.methods import Methods
 from sysfsd.control.server import ControlServer, listening
+from sysfsd.errors import SysfsdError
 from sysfsd.facts.collector import FactsCollector
 from sysfsd.facts.keeper import Keeper
 from sysfsd.facts.load import INTERVAL_SECONDS
@@ -43,6 +44,10 @@ from sysfsd.log import RateLimit
 from sysfsd.notify import notify
 from sysfsd.pinning.pinner import Pinner
 from sysfsd.scripts import START
+from sysfsd.sysctls.host import HostSysctls
+from sysfsd.sysctls.probe import emulated, probe
+from sysfsd.sysctls.store import Store
+from sysfsd.sysctls.table import SYSCTLS
 from sysfsd.views import LINKS, VIEWS
 
 if TYPE_CHECKING:
@@ -52,6 +57,7 @@ if TYPE_CHECKING:
     from sysfsd.facts.load import LoadSampler
     from sysfsd.filesystem.operations import Operations
     from sysfsd.policy import Policy
+    from sysfsd.sysctls.node import Sysctl
 
 _UNCOVER_SECONDS = 20.0
 
@@ -89,14 +95,30 @@ async def serve(config: Config) -> None:
         background = await stack.enter_async_context(trio.open_nursery())
         stack.callback(background.cancel_scope.cancel)
 
-        tree = Tree(VIEWS, HostFiles().has, LINKS)
+        exact = _private_mountpoint(config, "exact")
+        nodes = await _sysctls_to_emulate()
+        sysctls = Store(
+            os.path.join(config.state_dir, "sysctls"),
+            [*nodes.values()],
+            limit,
+            policy=HostSysctls(
+                config.sysctls, os.path.join(config.state_dir, "raised.json"), limit
+            ),
+        )
+        stack.callback(sysctls.close_all)
+        tree = Tree(VIEWS, HostFiles().has, LINKS, nodes)
         cgroups = CgroupTree.of_host()
         collector = FactsCollector(tree=cgroups, keeper=keeper)
         renderer = Renderer(limit)
         registry = Registry(background, policy=config.policy())
         reservations = Reservations(background, user=config.subid_user)
         operations = PinnedOperations(
-            tree=tree, registry=registry, collector=collector, renderer=renderer, limit=limit
+            tree=tree,
+            registry=registry,
+            collector=collector,
+            renderer=renderer,
+            sysctls=sysctls,
+            limit=limit,
         )
         coherence = Coherence(limit)
         await background.start(coherence.run)
@@ -106,11 +128,16 @@ async def serve(config: Config) -> None:
             records=registry.records,
             path=os.path.join(config.state_dir, "pins.json"),
         )
-        registry.on_gone += [collector.forget, operations.forget_container, pinner.wake]
+        registry.on_gone += [
+            collector.forget,
+            operations.forget_container,
+            sysctls.close,
+            pinner.wake,
+        ]
         background.start_soon(pinner.run)
 
         relay = await stack.enter_async_context(
-            _channel(config.mountpoint, operations, node_in_handle=True)
+            _channel(config.mountpoint, operations, node_in_handle=True, exact=exact)
         )
         background.start_soon(_sample_loads, collector.load_sampler)
 
@@ -118,6 +145,7 @@ async def serve(config: Config) -> None:
             "containers": lambda: len(registry),
             "ranges_in_use": lambda: len(reservations),
             "snapshots": lambda: len(operations.snapshots),
+            "sysctls": lambda: {"emulated": len(nodes), "containers": len(sysctls)},
             "views": renderer.stats,
             "failures": lambda: operations.failures,
             "channel": relay.stats,
@@ -133,9 +161,11 @@ async def serve(config: Config) -> None:
             coherence=coherence,
             collector=collector,
             pinner=pinner,
+            sysctls=sysctls,
             annotations=config.annotations,
             tree=tree,
             binds=lambda record: plan(cgroups, record, pressure=pressure),
+            exact=exact,
             mountpoint=config.mountpoint,
             state_dir=config.state_dir,
             stage=stage,
@@ -231,6 +261,23 @@ async def mount_pressure(directory: str, control: str) -> None:
                 nursery.start_soon(_cancelling, nursery, ending)
 
 
+async def _sysctls_to_emulate() -> dict[int, Sysctl]:
+    """Ask the kernel; without an answer, containers keep its own files."""
+    try:
+        states = await trio.to_thread.run_sync(probe, [node.path for node in SYSCTLS])
+    except SysfsdError as error:
+        _log.warning("no sysctls are emulated", error=str(error))
+        return {}
+    return emulated(SYSCTLS, states)
+
+
+def _private_mountpoint(config: Config, name: str) -> str:
+    """Make a directory to mount at that containers get files of, and nobody else gets into."""
+    directory = os.path.join(state.make_private(config.state_dir), name)
+    device.prepare_mountpoint(directory, make=True)
+    return directory
+
+
 @asynccontextmanager
 async def _pressure_mounted(directory: str, control: str) -> AsyncIterator[bool]:
     """Have pressure files at a directory, by a process of their own: pyfuse3 has one mount in each.
@@ -280,22 +327,33 @@ async def _complain_about(process: trio.Process) -> None:
 
 @asynccontextmanager
 async def _channel(
-    mountpoint: str, operations: Operations, *, node_in_handle: bool
+    mountpoint: str, operations: Operations, *, node_in_handle: bool, exact: str | None = None
 ) -> AsyncIterator[Relay]:
-    """Mount, and answer the kernel for as long as the context lasts. One at a time per process."""
+    """Mount, and answer the kernel for as long as the context lasts. One at a time per process.
+
+    ``exact`` is where the same is mounted once more, for files that are opened one by one.
+    """
     async with AsyncExitStack() as stack:
         fuse_device = stack.enter_context(device.opened())
         stack.enter_context(device.mounted(fuse_device, mountpoint))
+        second = None
+        if exact is not None:
+            second = stack.enter_context(device.opened())
+            stack.enter_context(device.mounted(second, exact))
         ours, theirs = stack.enter_context(device.socket_pair(MAX_IN_FLIGHT))
         pyfuse3.init(operations, f"/dev/fd/{theirs}", set())
         stack.callback(pyfuse3.close, unmount=False)
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
-        relay = Relay(fuse_device, ours, ChannelCounters(), node_in_handle=node_in_handle)
+        relay = Relay(
+            fuse_device, ours, ChannelCounters(), node_in_handle=node_in_handle, second=second
+        )
         nursery.start_soon(pyfuse3.main, 1, MAX_IN_FLIGHT + 16)
         nursery.start_soon(relay.run)
         # First of all to be undone: nobody finds the file system there and no one answering.
         stack.callback(device.unmount, mountpoint)
+        if exact is not None:
+            stack.callback(device.unmount, exact)
         yield relay
 
 

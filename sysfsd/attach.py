@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 _FROM_CGROUP = "proc/pressure/"
 """The views that may be bound from a cgroup."""
 
+_DEAD = frozenset({errno.ENOTCONN, errno.ESTALE})
+"""What a file of ours says whose daemon is gone, or whose container's record is."""
+
 _MAX_LAYERS = 64
 """So many mounts on top of each other are taken off one file. A running container may add more as
 fast as we take them off, and no signal ends us while we are in there."""
@@ -104,41 +107,50 @@ def _clone_views(
     # be ours: engines run with private ones, and so does a hook below sysfsd-runc.
     home = namespaces.open_namespace(os.getpid(), "mnt")
     trees: dict[str, int] = {}
+    bases: dict[str, int] = {}
     try:
         syscalls.setns(daemon, syscalls.CLONE_NEWNS)
-        base = os.open(subtree, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            device = os.fstat(base).st_dev
-            for view in views:
-                tree = _clone_from_elsewhere(binds[view]) if view in binds else None
-                ours = tree is None
-                trees[view] = tree = syscalls.open_tree(base, view) if tree is None else tree
-                # A clone stays in the peer group of its original, and a systemd host shares all it
-                # mounts: what the container mounts over its view would be mounted on the host, too.
-                # Ours read-only, because an ordinary container's root is the host's: it opens what
-                # has no permission bits for it, too, and would be told so only when it writes.
-                syscalls.make_private(tree, read_only=ours)
-        finally:
-            os.close(base)
+        # Each directory once: many files are in a few.
+        magics = {source["directory"]: source["magic"] for source in binds.values()}
+        for directory in {subtree, *magics}:
+            bases[directory] = fd = os.open(
+                directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            )
+            if syscalls.filesystem_magic(fd) != magics.get(directory, syscalls.FUSE_SUPER_MAGIC):
+                raise Refused(
+                    f"{directory} is not what was mounted there: not attached; "
+                    "restart the sysfsd daemon, so that it looks again"
+                )
+        device = os.fstat(bases[subtree]).st_dev
+        for view in views:
+            tree = _clone_from_elsewhere(bases, binds[view]) if view in binds else None
+            ours = tree is None
+            trees[view] = tree = syscalls.open_tree(bases[subtree], view) if tree is None else tree
+            # A clone stays in the peer group of its original, and a systemd host shares all it
+            # mounts: what the container mounts over its view would be mounted on the host, too.
+            # Ours read-only, because an ordinary container's root is the host's: it opens what
+            # has no permission bits for it, too, and would be told so only when it writes.
+            syscalls.make_private(tree, read_only=ours)
     except BaseException:
         for tree in trees.values():
             os.close(tree)
         raise
     finally:
+        for fd in bases.values():
+            os.close(fd)
         _come_back(home)
     return trees, device
 
 
-def _clone_from_elsewhere(source: BindSource) -> int | None:
+def _clone_from_elsewhere(bases: Mapping[str, int], source: BindSource) -> int | None:
     """Clone a file; None if it is not there.
 
     A cgroup's counters may be switched off, and the process behind a mount may have ended.
     """
-    base = os.open(source["directory"], os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         # Whoever a cgroup is delegated to names what is below: no way leads out of the hierarchy.
         found = syscalls.openat2(
-            base,
+            bases[source["directory"]],
             source["path"],
             os.O_PATH,
             syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV,
@@ -147,43 +159,42 @@ def _clone_from_elsewhere(source: BindSource) -> int | None:
         if error.errno in {errno.ENOENT, errno.ENOTCONN}:
             return None
         raise
-    finally:
-        os.close(base)
     try:
-        if syscalls.filesystem_magic(found) != source["magic"]:
-            raise Refused(
-                f"{source['directory']} is not what was mounted there: not attached; "
-                "restart the sysfsd daemon, so that it looks again"
-            )
         return syscalls.open_tree(found, "", syscalls.OPEN_TREE_CLONE | syscalls.AT_EMPTY_PATH)
     finally:
         os.close(found)
 
 
 def _in_container(init: int, rootfs: str, work: Callable[[int], list[str]]) -> list[str]:
-    """Do something in a container's mount namespace, given a descriptor of its root."""
+    """Do something in a container's mount namespace, given a descriptor of its root.
+
+    In its network namespace as well: what is below /proc/sys/net is found, and covered, for those
+    who look from there (``fs/proc/proc_sysctl.c``).
+    """
     home = namespaces.open_namespace(os.getpid(), "mnt")
+    network = namespaces.open_namespace(os.getpid(), "net")
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        syscalls.setns(init, syscalls.CLONE_NEWNS)
+        syscalls.setns(init, syscalls.CLONE_NEWNS | syscalls.CLONE_NEWNET)
         root = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             return work(root)
         finally:
             os.close(root)
     finally:
-        _come_back(home)
+        _come_back(home, network)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _come_back(home: int) -> None:
+def _come_back(*homes: int) -> None:
     # A handler's TimeoutError is an OSError, too: none may run before we are back.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        syscalls.setns(home, syscalls.CLONE_NEWNS)
-    except OSError:
-        os._exit(1)  # better no message than one that is made of a container's files
-    os.close(home)
+    for home in homes:
+        try:
+            syscalls.setns(home, 0)
+        except OSError:
+            os._exit(1)  # better no message than one that is made of a container's files
+        os.close(home)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
@@ -216,6 +227,9 @@ def _cover(root: int, view: str, tree: int, device: int) -> bool:
             found, wanted = os.fstat(target), os.fstat(tree)
             if found.st_dev == device or _key(found) == _key(wanted):
                 return True
+            # One of our other mounts, which were looked at: the same file of an earlier record.
+            if found.st_dev == wanted.st_dev and _is_fuse(tree):
+                return True
             magic = syscalls.filesystem_magic(target)
             if magic == syscalls.CGROUP2_SUPER_MAGIC and view.startswith(_FROM_CGROUP):
                 # Of an earlier daemon, and of the cgroup that it knew the container to be in.
@@ -228,8 +242,8 @@ def _cover(root: int, view: str, tree: int, device: int) -> bool:
                 )
             syscalls.move_mount(tree, target)
         except OSError as error:
-            # What a daemon leaves that was killed: out of the way, and look again.
-            if error.errno != errno.ENOTCONN:
+            # What a daemon leaves that was killed, or a record: out of the way, and look again.
+            if error.errno not in _DEAD:
                 raise
             _unmount(root, view)
         else:
@@ -250,11 +264,15 @@ def _uncover(root: int, view: str, device: int, bound: FileKey | None) -> bool:
         except FileNotFoundError:
             return covered
         except OSError as error:
-            if error.errno != errno.ENOTCONN:  # as above
+            if error.errno not in _DEAD:  # as above
                 raise
         _unmount(root, view)
         covered = True
     raise _too_many(view)
+
+
+def _is_fuse(fd: int) -> bool:
+    return syscalls.filesystem_magic(fd) == syscalls.FUSE_SUPER_MAGIC
 
 
 def _too_many(view: str) -> Refused:

@@ -1,5 +1,8 @@
 """Which files of a container are bound from elsewhere than its subtree: a plan, as data.
 
+Sysctls come from the exact mount (``filesystem.pinned``), since what can be written must not be
+kept by the kernel.
+
 Pressure has triggers, and those belong to an open file, which the service's connection never gets
 to see. So what is bound over /proc/pressure is
 
@@ -19,11 +22,13 @@ from sysfsd.facts.pressure import RESOURCES, own_cgroup
 from sysfsd.kernel import syscalls
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from sysfsd.attach import BindSource
+    from sysfsd.containers.record import ContainerRecord
     from sysfsd.facts.collector import Container
     from sysfsd.kernel.cgroups import CgroupTree
+    from sysfsd.sysctls.node import Sysctl
 
 
 def plan(
@@ -52,6 +57,20 @@ def plan(
             "magic": syscalls.CGROUP2_SUPER_MAGIC,
         }
         for name in RESOURCES
+    }
+
+
+def plan_sysctls(
+    container: ContainerRecord, nodes: Iterable[Sysctl], exact: str
+) -> Mapping[str, BindSource]:
+    """Return what to bind over sysctls; ``exact`` is where the exact mount is."""
+    return {
+        node.path: {
+            "directory": f"{exact}/containers/{container.id}",
+            "path": node.path,
+            "magic": syscalls.FUSE_SUPER_MAGIC,
+        }
+        for node in nodes
     }
 
 

@@ -213,7 +213,10 @@ class Registry:
         entry.watch.cancel()
         self._touch()
         for callback in self.on_gone:
-            callback(record)
+            try:
+                callback(record)
+            except Exception:  # noqa: BLE001 - the end of one container is not that of all
+                _log.exception("not all of a container's is gone", container=record.id)
         if reason is not None:
             _log.info(reason, container=record.id, pid=record.pid)
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import trio
 
 from sysfsd import __version__
+from sysfsd.binds import plan_sysctls
 from sysfsd.containers.record import check_id
 from sysfsd.errors import InvalidRequest, NoSuchContainer
 from sysfsd.kernel.personality import PER_LINUX, PER_LINUX32
 from sysfsd.policy import CPU_PIN, decided, problem
-from sysfsd.views import attach_points
+from sysfsd.views import Source, View, attach_points, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from sysfsd.facts.collector import FactsCollector
     from sysfsd.filesystem.tree import Tree
     from sysfsd.pinning.pinner import Pinner
+    from sysfsd.sysctls.node import Sysctl
+    from sysfsd.sysctls.store import Store
 
 
 class Methods:
@@ -41,9 +44,11 @@ class Methods:
         coherence: Coherence,
         collector: FactsCollector,
         pinner: Pinner,
+        sysctls: Store,
         annotations: str,
         tree: Tree,
         binds: Callable[[ContainerRecord], Mapping[str, BindSource]],
+        exact: str,
         mountpoint: str,
         state_dir: str,
         stage: str,
@@ -54,10 +59,12 @@ class Methods:
         self._coherence = coherence
         self._collector = collector
         self._pinner = pinner
+        self._sysctls = sysctls
         self._annotations = annotations
         self._tree = tree
         self._points = attach_points(tree.views)
         self._binds = binds
+        self._exact = exact
         self._hello = {
             "version": __version__,
             "pid": os.getpid(),
@@ -122,13 +129,20 @@ class Methods:
         record = self._registry.register(container, _only(fds), settings)
         self._reservations.bind(container, _only(fds))
         self._collector.track(record)
+        # Whose root is the host's has the host's own.
+        sysctls = () if record.userns is None else self._tree.sysctls
+        if sysctls:
+            self._sysctls.open(record, _only(fds))
         if settings or record.policy.cpu == CPU_PIN:
             # Before its first process counts its CPUs.
             await self._pinner.settle()
         return {
             "directory": f"containers/{container}",
-            "views": self._points,
-            "binds": self._binds(record),
+            "views": [*self._points, *(node.path for node in sysctls)],
+            "binds": {
+                **self._binds(record),
+                **plan_sysctls(record, sysctls, self._exact),
+            },
             "warning": self._pinner.trouble(container),
         }
 
@@ -154,10 +168,17 @@ class Methods:
         if record is None:
             raise NoSuchContainer(f"no container {container!r} is registered; see: sysfsd ps")
         facts = self._collector.facts(record, domain=_domain(parameters.get("domain")))
-        view = self._tree.view(path, self._tree.members_by(lambda: facts))
+        node = self._tree.file(path, self._tree.members_by(lambda: facts))
+        view = self._sysctl_view(record, node.sysctl) if node.sysctl else node.view
+        assert view is not None
         if parameters.get("explain"):
             return {"sources": [source._asdict() for source in view.explain(facts)]}
         return {"text": view.render(facts).decode("utf-8", "replace")}
+
+    def _sysctl_view(self, record: ContainerRecord, node: Sysctl) -> View:
+        text = self._sysctls.read(record, node).decode("utf-8", "replace").rstrip("\n")
+        source = Source(node.path.rpartition("/")[2], text, self._sysctls.source(record, node))
+        return View(node.path, lambda _facts: [source], one_line)
 
     async def resolve(self, _parameters: Message, fds: Sequence[int]) -> Message:
         """Which container a process belongs to."""

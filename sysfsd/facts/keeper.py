@@ -23,7 +23,7 @@ import structlog
 from sysfsd.facts import kept as formats
 from sysfsd.facts.host import boottime_ns
 from sysfsd.facts.kept import Init, Kept
-from sysfsd.kernel.procfs import parse_task_stat, read_text
+from sysfsd.kernel.procfs import is_running, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -37,7 +37,6 @@ SLOT_BYTES = 1 << 21
 """From one slot to the other: the largest there can be, and the hole between them takes no room."""
 
 _NAME = re.compile(r"(\d{1,10})-(\d{1,20})")
-_ENDED = frozenset("ZX")
 
 _NOTHING = Kept()
 
@@ -197,12 +196,8 @@ class Keeper:
             self._complain(file.init, error)
 
     def _remove_if_gone(self, init: Init) -> bool:
-        try:
-            task = parse_task_stat(read_text(f"{self._proc}/{init.pid}/stat"))
-            if task.start_ticks == init.start_ticks and task.state not in _ENDED:
-                return False
-        except (OSError, ValueError):
-            pass
+        if is_running(init.pid, init.start_ticks, self._proc):
+            return False
         with contextlib.suppress(OSError):
             os.unlink(_name(init), dir_fd=self._directory)
         return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import pyfuse3
 import structlog
@@ -112,7 +112,11 @@ class Operations(pyfuse3.Operations):
 
     async def setattr(self, *arguments: Any) -> Any:
         """Neither truncate (the shell's ``>``) nor change owner, mode or times."""
-        fields: pyfuse3.SetattrFields = arguments[2]
+        self.refuse_change(arguments[2])
+
+    @staticmethod
+    def refuse_change(fields: pyfuse3.SetattrFields) -> NoReturn:
+        """Say no to setattr."""
         raise pyfuse3.FUSEError(errno.EACCES if fields.update_size else errno.EPERM)
 
     async def write(self, *_: Any) -> Any:

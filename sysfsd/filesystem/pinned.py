@@ -3,11 +3,16 @@
 Whose view it is, is in the inode. So the kernel may keep the pages of each file, and opening one
 sends no message at all (OPEN is answered with ENOSYS once): as long as attributes have not expired,
 reading a file again does not even wake us.
+
+The same tree has a second mount, behind the same relay, for the files that can be written. There
+each open file is its own, and nothing is kept by the kernel: *exact*.
 """
 
 from __future__ import annotations
 
 import errno
+import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyfuse3
@@ -16,9 +21,10 @@ from sysfsd.errors import NoSuchContainer, NoSuchView
 from sysfsd.filesystem import attributes
 from sysfsd.filesystem.attributes import HOST_ROOT, Owner
 from sysfsd.filesystem.operations import STATIC_TIMEOUT, Operations
-from sysfsd.filesystem.snapshots import PinnedSnapshots
+from sysfsd.filesystem.snapshots import Opened, PinnedSnapshots
 from sysfsd.filesystem.tree import (
     CONTAINERS_INODE,
+    EXACT,
     MOUNT_SERIAL,
     ROOT_INODE,
     ROOT_NODE,
@@ -35,9 +41,30 @@ if TYPE_CHECKING:
     from sysfsd.filesystem.rendering import Renderer
     from sysfsd.filesystem.tree import Members, Node, Tree
     from sysfsd.log import RateLimit
+    from sysfsd.sysctls.store import Store
 
 MEMBER_SECONDS = 0.5
 """For so long the kernel may believe in ``cpu3`` after a container has lost it."""
+
+
+MAX_OPEN = 1 << 18
+MAX_OPEN_OF_CONTAINER = 1 << 10
+"""Exact files that are open at once, by its root and by all others; some 200 bytes each."""
+
+
+EXACT_BYTES = 4096
+"""The size of an exact file, like most of sysfs: what it has is known when it is read."""
+
+
+@dataclass(slots=True)
+class _Open:
+    """An exact file that somebody has open."""
+
+    inode: int
+    elsewhere: bool
+    """By somebody in another namespace than the container's; what that one has does not change."""
+    data: bytes | None = None
+    """What the last read from its start gave: the rest belongs to that."""
 
 
 class PinnedOperations(Operations):
@@ -50,14 +77,17 @@ class PinnedOperations(Operations):
         registry: Registry,
         collector: FactsCollector,
         renderer: Renderer,
+        sysctls: Store,
         limit: RateLimit,
     ) -> None:
         super().__init__(limit)
+        self._sysctls = sysctls
         self._tree = tree
         self._registry = registry
         self._collector = collector
         self._renderer = renderer
         self.snapshots = PinnedSnapshots()
+        self._opened: Opened[_Open] = Opened(MAX_OPEN, MAX_OPEN_OF_CONTAINER)
 
     def forget_container(self, record: ContainerRecord) -> None:
         """Drop what is kept for a container that is gone."""
@@ -67,19 +97,20 @@ class PinnedOperations(Operations):
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Find a name in a directory."""
-        if parent_inode == ROOT_INODE:
+        mount, parent = parent_inode & EXACT, parent_inode & ~EXACT
+        if parent == ROOT_INODE:
             if name != b"containers":
                 raise NoSuchView("only containers is here")
-            return self._attributes(CONTAINERS_INODE)
-        if parent_inode == CONTAINERS_INODE:
+            return self._attributes(mount | CONTAINERS_INODE)
+        if parent == CONTAINERS_INODE:
             # Not ESTALE: the name itself is what does not exist.
             record = self._registry.find(name.decode("ascii", "replace"))
             if record is None:
                 raise NoSuchView("no such container")
-            return self._attributes(inode_of(record.serial, ROOT_NODE))
-        record, node = self._resolve(parent_inode)
+            return self._attributes(mount | inode_of(record.serial, ROOT_NODE))
+        record, node = self._resolve(parent)
         child = self._tree.child(node, name, self._members_of(record))
-        return self._attributes(inode_of(record.serial, child))
+        return self._attributes(mount | inode_of(record.serial, child))
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """Answer attributes; for a file this is where it is refreshed."""
@@ -90,24 +121,77 @@ class PinnedOperations(Operations):
         return self.target_of(self._resolve(inode)[1])
 
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        """Ask the kernel never to ask again (FUSE_NO_OPEN_SUPPORT)."""
-        raise pyfuse3.FUSEError(errno.ENOSYS)
+        """Ask the kernel never to ask again (FUSE_NO_OPEN_SUPPORT), but for exact files.
+
+        Those keep nothing in the page cache (FOPEN_DIRECT_IO): what one process writes goes there
+        first, as it is, for others to read.
+        """
+        if not inode & EXACT:
+            raise pyfuse3.FUSEError(errno.ENOSYS)
+        record, node = self._resolve(inode)
+        elsewhere = None
+        if node.sysctl is not None:
+            elsewhere = self._sysctls.elsewhere(record, node.sysctl, ctx.pid)
+        # Nothing is kept for a namespace inside, and the kernel lets its root write nothing either.
+        if elsewhere is not None and flags & os.O_ACCMODE != os.O_RDONLY:
+            raise pyfuse3.FUSEError(errno.EACCES)
+        # Users inside can't keep the container's root from opening any.
+        owner = record.serial, ctx.uid == record.uid_base
+        handle = self._opened.add(owner, _Open(inode, elsewhere is not None, elsewhere))
+        if handle is None:
+            raise pyfuse3.FUSEError(errno.EMFILE)
+        return pyfuse3.FileInfo(fh=EXACT | handle, direct_io=True)
+
+    async def release(self, fh: int) -> None:
+        """Close an exact file."""
+        self._opened.close(fh & ~EXACT)
 
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         """The same for directories (FUSE_NO_OPENDIR_SUPPORT)."""
         raise pyfuse3.FUSEError(errno.ENOSYS)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        """Read; the relay has put the inode where the file handle goes."""
+        """Read; the relay has put the inode where the file handle goes, but for exact files."""
+        if fh & EXACT:
+            return self._read_exact(fh, off)[off : off + size]
         record, node = self._resolve(fh)
-        if node.view is None:
+        if node.is_directory:
             raise pyfuse3.FUSEError(errno.EISDIR)
         snapshot = self.snapshots.last(record.serial, node.number, self._renderer_of(record, node))
         return snapshot.read(off, size)
 
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        """Write to a sysctl, whose mode and owner the kernel has looked at; see `read`.
+
+        Files of views are 0444, but root's capabilities get it past open(2).
+        """
+        opened = self._opened.get(fh & ~EXACT) if fh & EXACT else None
+        record, node = self._resolve(fh if opened is None else opened.inode)
+        if opened is None or node.sysctl is None:
+            raise pyfuse3.FUSEError(errno.EACCES)
+        return self._sysctls.write(record, node.sysctl, buf, off)
+
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        """Let a sysctl be truncated (the shell's ``>``) and touched, which changes nothing.
+
+        Neither owner nor mode: EPERM, as ``proc_sys_setattr`` has it.
+        """
+        exact = inode & EXACT and parts_of(inode).serial != MOUNT_SERIAL
+        sysctl = self._resolve(inode)[1].sysctl if exact else None
+        if sysctl is None or fields.update_mode or fields.update_uid or fields.update_gid:
+            self.refuse_change(fields)
+        return self._attributes(inode)
+
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """List a directory, again by inode."""
-        entries = self._children(fh)
+        entries = [(name, fh & EXACT | inode) for name, inode in self._children(fh & ~EXACT)]
         for position, (name, inode) in enumerate(entries[start_id:], start_id + 1):
             try:
                 entry = self._attributes(inode)
@@ -115,6 +199,15 @@ class PinnedOperations(Operations):
                 continue
             if not pyfuse3.readdir_reply(token, name, entry, position):
                 break
+
+    def _read_exact(self, fh: int, off: int) -> bytes:
+        opened = self._opened.get(fh & ~EXACT)
+        if opened is None:
+            raise pyfuse3.FUSEError(errno.EBADF)
+        if opened.data is None or (off == 0 and not opened.elsewhere):
+            record, node = self._resolve(opened.inode)
+            opened.data, _ = self._renderer_of(record, node)()
+        return opened.data
 
     def _children(self, inode: int) -> list[tuple[bytes, int]]:
         if inode == ROOT_INODE:
@@ -154,7 +247,7 @@ class PinnedOperations(Operations):
                 entry_timeout=MEMBER_SECONDS,
                 attr_timeout=STATIC_TIMEOUT,
             )
-        if node.view is None and not node.lists:
+        if node.is_directory and not node.lists:
             return attributes.directory(
                 inode,
                 mode=0o555,
@@ -171,10 +264,22 @@ class PinnedOperations(Operations):
                 ),
                 attr_timeout=STATIC_TIMEOUT,
             )
+        if inode & EXACT and node.sysctl is not None:
+            return attributes.file(
+                inode,
+                # Of no use but to sendfile(2), which gives up at the end: more than there ever is.
+                size=EXACT_BYTES,
+                mode=node.sysctl.mode,
+                owner=owner,
+                changed_ns=record.registered_ns,
+                entry_timeout=STATIC_TIMEOUT,
+                attr_timeout=STATIC_TIMEOUT,
+            )
         snapshot, lifetime = self.snapshots.refresh(
             record.serial, node.number, self._renderer_of(record, node)
         )
-        if node.view is None:
+        file = node.view or node.sysctl
+        if file is None:
             return attributes.directory(
                 inode,
                 mode=0o555,
@@ -186,7 +291,7 @@ class PinnedOperations(Operations):
         return attributes.file(
             inode,
             size=len(snapshot.data),
-            mode=node.view.mode,
+            mode=file.mode,
             owner=owner,
             changed_ns=snapshot.changed_ns,
             entry_timeout=STATIC_TIMEOUT,
@@ -197,23 +302,27 @@ class PinnedOperations(Operations):
         return self._tree.members_by(lambda: self._collector.facts(record))
 
     def _mount_attributes(self, inode: int) -> pyfuse3.EntryAttributes:
-        if inode not in {ROOT_INODE, CONTAINERS_INODE}:
+        root = inode & ~EXACT == ROOT_INODE
+        if not root and inode & ~EXACT != CONTAINERS_INODE:
             raise NoSuchView("no such node")
         return attributes.directory(
             inode,
             # Other users of the host have no business in the containers' numbers.
-            mode=0o755 if inode == ROOT_INODE else 0o700,
+            mode=0o755 if root else 0o700,
             owner=HOST_ROOT,
             # The kernel keeps listings of directories until this changes.
             changed_ns=self._registry.changed_ns,
             entry_timeout=STATIC_TIMEOUT,
-            attr_timeout=0 if inode == CONTAINERS_INODE else STATIC_TIMEOUT,
+            attr_timeout=STATIC_TIMEOUT if root else 0,
         )
 
     def _renderer_of(self, record: ContainerRecord, node: Node) -> Callable[[], tuple[bytes, int]]:
         """How to make the content of a file, or what stands for that of a directory: its names."""
 
         def render() -> tuple[bytes, int]:
+            if node.sysctl is not None:
+                # Current for no time: each reader's kernel asks anew, and sees what was written.
+                return self._sysctls.read(record, node.sysctl), 0
             facts = self._collector.facts(record)
             if node.view is None:
                 members = self._tree.members_by(lambda: facts)

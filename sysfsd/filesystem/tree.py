@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from sysfsd.errors import NoSuchView
 from sysfsd.kernel.procfs import parse_cpu_list
+from sysfsd.sysctls.node import Sysctl
 from sysfsd.views import attach_points
 from sysfsd.views.view import MEMBER, Family
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sysfsd.facts.collector import Facts
     from sysfsd.views import Links, View
@@ -30,6 +31,9 @@ _NODE_MASK = (1 << NODE_BITS) - 1
 _SLOT_BITS = 12
 _SLOT_MASK = (1 << _SLOT_BITS) - 1
 _MAX_MEMBER = (1 << (NODE_BITS - _SLOT_BITS)) - 2
+
+EXACT = 1 << 63
+"""In an inode of the second mount, whose files are opened one by one (`channel.relay`)."""
 
 MOUNT_SERIAL = 0
 ROOT_INODE = 1
@@ -43,6 +47,9 @@ _LINK_SLOTS = 768
 
 _FILE_SLOTS = 1 << 10
 """Views have slots from here on, in the order of their table, directories below."""
+
+_SYSCTL_SLOTS = 1 << 11
+"""And sysctls from here on."""
 
 
 class InodeParts(NamedTuple):
@@ -59,13 +66,20 @@ class Node(NamedTuple):
     path: str
     """Relative to the subtree: ``proc/meminfo``; empty for its root."""
     view: View | None
-    """None for a directory."""
+    """None for what is no view's file."""
     listed: str | None = None
     """It is a member's or below one: the path of the view that lists who is a member now."""
     lists: tuple[str, ...] = ()
     """It is a directory that holds members: the paths of the views that list those."""
     link: str | None = None
     """It is a symbolic link: what it points to."""
+    sysctl: Sysctl | None = None
+    """It is a sysctl's file."""
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is one."""
+        return self.view is None and self.sysctl is None and self.link is None
 
 
 @dataclass(slots=True)
@@ -74,7 +88,7 @@ class _Slot:
 
     slot: int
     path: str
-    entry: View | Family | None = None
+    entry: View | Family | Sysctl | None = None
     children: dict[str, _Slot] = field(default_factory=dict)
     listed: str | None = None
     """Where those are listed that may stand for `MEMBER` in the path."""
@@ -89,7 +103,7 @@ def inode_of(serial: int, node: int) -> int:
 
 def parts_of(inode: int) -> InodeParts:
     """Take an inode apart; any number has parts, whether or not there is such a file."""
-    return InodeParts(inode >> NODE_BITS, inode & _NODE_MASK)
+    return InodeParts((inode & ~EXACT) >> NODE_BITS, inode & _NODE_MASK)
 
 
 def members_in(listing: bytes) -> tuple[int, ...]:
@@ -111,13 +125,17 @@ class Tree:
         views: Sequence[View | Family],
         known: Callable[[View | Family], bool] = lambda _view: True,
         links: Sequence[Links] = (),
+        sysctls: Mapping[int, Sysctl] | None = None,
     ) -> None:
+        """Make one; `sysctls` are those to be emulated, by their positions in their table."""
         self._root = _Slot(ROOT_NODE, "")
         self._slots: dict[int, _Slot] = {ROOT_NODE: self._root}
         directories = {"": self._root}
-        for position, view in enumerate(views):
-            if not known(view):
-                continue
+        numbered: list[tuple[int, View | Family | Sysctl]] = [
+            *((_FILE_SLOTS + at, view) for at, view in enumerate(views) if known(view)),
+            *((_SYSCTL_SLOTS + at, node) for at, node in (sysctls or {}).items()),
+        ]
+        for number, view in numbered:
             parent = self._root
             *names, leaf = view.path.split("/")
             for depth, name in enumerate(names):
@@ -129,15 +147,17 @@ class Tree:
                 if isinstance(view, Family) and MEMBER in path:
                     child.listed = view.members
                 parent = child
-            file = _Slot(_FILE_SLOTS + position, view.path, view)
+            file = _Slot(number, view.path, view)
             file.listed = view.members if isinstance(view, Family) else None
             self._slots[file.slot] = parent.children[leaf] = file
         self._links = {_LINK_SLOTS + position: link for position, link in enumerate(links)}
         for number, link in self._links.items():
             if link.directory in directories:
                 directories[link.directory].links.append((number, link))
-        self.views = tuple(slot.entry for slot in self._slots.values() if slot.entry is not None)
+        self.views = tuple(view for view in views if known(view))
         """The views that there are."""
+        self.sysctls = tuple((sysctls or {}).values())
+        """The sysctls that there are."""
 
     def node(self, number: int) -> Node | None:
         """The node of that number, whether or not the container at hand has it."""
@@ -150,10 +170,13 @@ class Tree:
         if slot is None or (member >= 0) != (slot.listed is not None):
             return None
         entry = slot.entry
+        view = entry.view(member) if isinstance(entry, Family) else entry
+        if isinstance(view, Sysctl):
+            return Node(number, slot.path, None, sysctl=view)
         return Node(
             number,
             slot.path.replace(MEMBER, str(member)),
-            entry.view(member) if isinstance(entry, Family) else entry,
+            view,
             slot.listed,
             (
                 *(
@@ -207,6 +230,13 @@ class Tree:
 
     def view(self, path: str, members: Members) -> View:
         """The view at a path as users write it, ``/proc/meminfo``; raises ``NoSuchView``."""
+        node = self.file(path, members)
+        if node.view is None:
+            raise NoSuchView(f"{path!r} is a sysctl, not a view")
+        return node.view
+
+    def file(self, path: str, members: Members) -> Node:
+        """The file at such a path, a view's or a sysctl's; raises ``NoSuchView``."""
         number = ROOT_NODE
         try:
             for name in path.strip("/").split("/"):
@@ -216,13 +246,15 @@ class Tree:
         except NoSuchView:
             number = ROOT_NODE
         node = self.node(number)
-        if node is not None and node.number != ROOT_NODE and node.view is None:
+        if node is not None and node.number != ROOT_NODE and node.is_directory:
             names = " ".join(name.decode() for name, _ in self.children(node, members))
             raise NoSuchView(f"{path!r} is no file; name one in it: {names}")
-        if node is None or node.view is None:
+        if node is None or node.is_directory:
             points = " ".join(sorted(attach_points(self.views)))
+            if self.sysctls:
+                points += " and what `sysfsd show CONTAINER proc/sys` lists"
             raise NoSuchView(f"sysfsd has no view at {path!r}; it has: {points}")
-        return node.view
+        return node
 
     def members_by(self, facts: Callable[[], Facts]) -> Members:
         """Return how to look up the members of a container that has these facts.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MAX_FILE_BYTES = 4 << 20
+_ENDED = frozenset("ZX")
 """No file of procfs or cgroupfs is read beyond this; /proc/cpuinfo of 1024 CPUs is about 2 MiB."""
 
 NS_GET_PID_FROM_PIDNS = 0x8004B706
@@ -167,6 +168,15 @@ def parse_task_stat(text: str) -> TaskStat:
     if len(fields) < 20:
         raise ValueError("not a /proc/<tid>/stat")
     return TaskStat(state=fields[0], start_ticks=int(fields[19]))
+
+
+def is_running(pid: int, start_ticks: int, proc: str = "/proc") -> bool:
+    """Whether a process, known for certain by its pid and its start, has not ended."""
+    try:
+        task = parse_task_stat(read_text(f"{proc}/{pid}/stat"))
+    except (OSError, ValueError):
+        return False
+    return task.start_ticks == start_ticks and task.state not in _ENDED
 
 
 def parse_ns_pids(status: str) -> tuple[int, ...]:

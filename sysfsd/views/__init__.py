@@ -39,6 +39,7 @@ __all__ = [
     "View",
     "attach_points",
     "known_by",
+    "one_line",
 ]
 
 VIEWS: tuple[View | Family, ...] = (

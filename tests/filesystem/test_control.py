@@ -20,11 +20,12 @@ from sysfsd.errors import (
     NoSuchContainer,
     NoSuchView,
 )
+from sysfsd.sysctls.table import SYSCTLS
 from tests.support.cgroups import cgroup
 from tests.support.containers import container
 from tests.support.daemon import serving, sysfsd
 from tests.support.tidy import count_fds
-from tests.support.views import points_of_this_host
+from tests.support.views import SYSCTL_POINTS, points_of_this_host
 from tests.support.wait import until
 
 if TYPE_CHECKING:
@@ -331,9 +332,10 @@ def test_attach_and_detach(daemon: Serving, box: Container) -> None:
     assert daemon.ids() == ["box"]
     # Again is fine, and by any process of the container.
     again = sysfsd("attach", str(box.pid), control=daemon.control)
-    assert again.stdout.startswith(f"box: {len(points_of_this_host())} views")
+    assert again.stdout == attached.stdout
     detached = sysfsd("detach", str(box.pid), control=daemon.control)
     assert detached.returncode == 0, detached.stderr
+    assert detached.stdout.replace("detached", "attached") == attached.stdout
     assert box.run("cat", "/proc/meminfo").splitlines()[0] == host
     assert daemon.ids() == []
 
@@ -349,7 +351,9 @@ def test_what_a_container_mounts_over_a_view_stays_inside(daemon: Serving, box: 
     assert sum(str(daemon.mountpoint) in line for line in mounted) == 1
     inside = box.run("cat", "/proc/self/mountinfo").splitlines()
     views = [line for line in inside if "/containers/box/" in line]
-    assert len(views) == len(points_of_this_host())
+    points = {line.split()[4] for line in views}
+    assert len(points) == len(views)
+    assert points - SYSCTL_POINTS == {f"/{point}" for point in points_of_this_host()}
     assert not [line for line in views if "shared:" in line or "master:" in line]
 
 
@@ -404,8 +408,13 @@ def test_the_host_itself_is_not_attached_to(daemon: Serving) -> None:
 
 
 def test_doctor(daemon: Serving) -> None:
-    checks = json.loads(sysfsd("doctor", "--json", control=daemon.control).stdout)
+    found = json.loads(sysfsd("doctor", "--json", control=daemon.control).stdout)
+    checks = found["checks"]
     by_name = {check["name"]: check for check in checks}
     assert by_name["daemon"]["ok"]
     assert by_name["/dev/fuse"]["ok"]
+    assert by_name["sysctls"]["ok"]
     assert all(check["fix"] for check in checks)
+    states = {each["name"]: each["state"] for each in found["sysctls"]}
+    assert states["vm/swappiness"] == "emulated"
+    assert len(states) == len(SYSCTLS)

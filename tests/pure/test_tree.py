@@ -82,10 +82,11 @@ def test_appending_changes_no_number(paths: list[str], more: list[str]) -> None:
     assert before.items() <= after.items()
 
 
-@given(st.integers(0, 2**31), st.integers(0, 2**trees.NODE_BITS - 1))
+@given(st.integers(0, 2**31 - 1), st.integers(0, 2**trees.NODE_BITS - 1))
 def test_inodes_come_apart_again(serial: int, node: int) -> None:
     inode = inode_of(serial, node)
     assert parts_of(inode) == (serial, node)
+    assert parts_of(trees.EXACT | inode) == (serial, node)
     assert inode < 1 << 64
 
 

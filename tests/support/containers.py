@@ -57,12 +57,15 @@ class Container:
     launcher: subprocess.Popen[str]
     cgroups: tuple[Path, ...] = ()
     """Those that were made for it."""
+    namespaces: tuple[str, ...] = ("mount", "pid", "user")
+    """Its own ones."""
+    joined: tuple[str, ...] = ()
+    """Those that are another container's."""
 
     def run(self, *command: str, user: bool = True) -> str:
         """Run a command inside and return what it prints."""
-        namespaces = ["--mount", "--pid", *(["--user"] if user else [])]
         done = subprocess.run(
-            ["nsenter", "--target", str(self.pid), *namespaces, "--", *command],
+            [*self.enter(user=user), *command],
             capture_output=True,
             text=True,
             check=False,
@@ -70,6 +73,14 @@ class Container:
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def enter(self, *, user: bool = True) -> list[str]:
+        """How a command line begins that is to run inside."""
+        kinds = [f"--{kind}" for kind in self.namespaces if user or kind != "user"]
+        # What is another user namespace's is for the host's root to enter.
+        joined = [f"--{kind}=/proc/{self.pid}/ns/{kind}" for kind in self.joined]
+        first = ["nsenter", *joined, "--"] if joined else []
+        return [*first, "nsenter", "--target", str(self.pid), *kinds, "--"]
 
     def set(self, name: str, value: str) -> None:
         """Write a file of its cgroups, in whichever of them it is."""
@@ -111,22 +122,36 @@ def container(
     unified: bool = False,
     cgroup_namespace: bool = False,
     user_namespace: bool = True,
+    isolated: bool = False,
+    network_of: Container | None = None,
+    uts_of: Container | None = None,
 ) -> Iterator[Container]:
     """Run a container; ``memory`` in bytes, ``cpus`` and ``cpuset`` as Docker's.
 
-    ``unified`` gives it a cgroup of its own in the v2 hierarchy, limited or not.
+    ``unified`` gives it a cgroup of its own in the v2 hierarchy, limited or not; ``isolated`` gives
+    it network, UTS and IPC namespaces, too, as engines do; ``network_of`` and ``uts_of`` have
+    it join another's.
     """
     from sysfsd.kernel import syscalls
 
     kinds = syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNS
     if user_namespace:
         kinds |= syscalls.CLONE_NEWUSER
+    own = ["mount", "pid", *(["user"] if user_namespace else [])]
+    if isolated:
+        kinds |= syscalls.CLONE_NEWNET | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC
+        own += ["net", "uts", "ipc"]
     with ExitStack() as stack:
         limits = memory, cpus, cpuset, unified
         cgroups = stack.enter_context(_cgroups(*limits)) if any(limits) else []
         launcher = stack.enter_context(
             subprocess.Popen(
-                [sys.executable, "-c", _LAUNCHER, str(kinds), *["cgroup"] * cgroup_namespace],
+                [
+                    *(["nsenter", f"--net=/proc/{network_of.pid}/ns/net"] if network_of else []),
+                    *(["nsenter", f"--uts=/proc/{uts_of.pid}/ns/uts"] if uts_of else []),
+                    *(sys.executable, "-c", _LAUNCHER, str(kinds)),
+                    *["cgroup"] * cgroup_namespace,
+                ],
                 cwd=_SOURCES,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -146,7 +171,8 @@ def container(
         launcher.stdin.write("go\n")
         launcher.stdin.flush()
         assert launcher.stdout.readline() == "ready\n"
-        yield Container(pid, launcher, tuple(cgroups))
+        joined = tuple(kind for kind, of in (("net", network_of), ("uts", uts_of)) if of)
+        yield Container(pid, launcher, tuple(cgroups), tuple(own), joined)
 
 
 def _kill(pid: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sysfsd.facts.host import HostFacts
 from sysfsd.filesystem.rendering import HostFiles
+from sysfsd.sysctls.table import SYSCTLS
 from sysfsd.views import VIEWS, Family, View, attach_points
 
 EACH = tuple(entry.view(0) if isinstance(entry, Family) else entry for entry in VIEWS)
@@ -24,6 +25,10 @@ def of_this_host() -> list[str]:
         for entry in VIEWS
         if HostFiles().has(entry)
     ]
+
+
+SYSCTL_POINTS = frozenset(f"/{node.path}" for node in SYSCTLS)
+"""Where a container may have a sysctl of ours; which ones depends on the kernel."""
 
 
 def points_of_this_host() -> list[str]:
