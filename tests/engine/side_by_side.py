@@ -41,8 +41,10 @@ _ALL_DEVICES = "--device-cgroup-rule=a *:* rwm"
 _CHECKS = r"""
 writable() { if [ ! -e "$1" ]; then echo missing; elif (eval "$2") 2>/dev/null
   then echo yes; else echo no; fi; }
-echo panic $(writable /proc/sys/kernel/panic \
-  'old=$(cat /proc/sys/kernel/panic) && echo "$old" >/proc/sys/kernel/panic')
+cd /proc/sys/kernel
+echo sysctl $(writable sched_rt_period_us \
+  'old=$(cat sched_rt_period_us) && echo $old >sched_rt_period_us')
+cd /
 echo sysrq $(writable /proc/sysrq-trigger ': >>/proc/sysrq-trigger')
 echo module $(perl -e 'syscall(175, 0, 0, 0); use Errno; print $!{EPERM} ? "no"
   : $!{ENOSYS} ? "missing" : "yes"')
@@ -67,7 +69,7 @@ class Way:
     host_uid: int
     sees_host_containers: bool
     reaches: dict[str, str]
-    """panic, sysrq, module, disk: ``yes``, ``no``, or ``missing`` on this host."""
+    """sysctl, sysrq, module, disk: ``yes``, ``no``, or ``missing`` on this host."""
     memory_mib: int
     cpus: int
     uptime: int
@@ -206,7 +208,7 @@ def table(comparison: Comparison) -> str:
         ),
     ]
     for check, title in (
-        ("panic", "writes the host's /proc/sys/kernel/panic"),
+        ("sysctl", "writes a setting of the host's kernel"),
         ("sysrq", "writes the host's /proc/sysrq-trigger"),
         ("module", "loads modules into the host's kernel"),
         ("disk", "reads a disk of the host"),

@@ -123,3 +123,18 @@ def test_inner_privileged_is_root_of_the_system_container_only(
     output = inner("run", "--rm", "--privileged", "busybox", "sh", "-c", script)
     assert output.splitlines()[0].split() == mapped.split()
     assert output.endswith("refused")
+
+
+def test_inner_sysctls_and_host_network(docker: Docker, sandbox: str) -> None:
+    """Its containers have the kernel's, where there is one for each, and may be given ours."""
+    inner = docker.inside(sandbox)
+    docker.shell(sandbox, "echo 23 >/proc/sys/vm/swappiness")
+    own = ("--sysctl", "net.core.somaxconn=1234", "--sysctl", "kernel.shmmni=99")
+    script = "cat /proc/sys/net/core/somaxconn /proc/sys/kernel/shmmni"
+    assert inner("run", "--rm", *own, "busybox", "sh", "-c", script).split() == ["1234", "99"]
+    network = "readlink /proc/self/ns/net"
+    shown = inner("run", "--rm", "--net=host", "busybox", "sh", "-c", network)
+    assert shown == docker.shell(sandbox, network)
+    assert docker.shell(sandbox, "cat /proc/sys/vm/swappiness") == "23"
+    bind = "/proc/sys/vm/swappiness:/swappiness"
+    assert inner("run", "--rm", "-v", bind, "busybox", "cat", "/swappiness") == "23"

@@ -45,7 +45,22 @@ def test_exec_has_the_capabilities_of_its_user_namespace(docker: Docker, start: 
     assert int(added["CapEff"], 16) & CAP_SYS_ADMIN
     # Of its own namespace: what it is good for ends there.
     docker.shell(name, "mkdir /m && mount -t tmpfs none /m && umount /m")
-    assert "ermission" in docker.refused("exec", name, "sh", "-c", "echo 1 >/proc/sys/kernel/panic")
+    assert "ermission" in docker.refused(
+        "exec", name, "sh", "-c", "echo 1 >/proc/sys/vm/drop_caches"
+    )
+
+
+def test_what_is_the_hosts_below_sys_kernel_is_empty(docker: Docker, start: Start) -> None:
+    name = start()
+    there = docker.shell(
+        name, "ls -d /sys/kernel/config /sys/kernel/debug /sys/kernel/tracing || :"
+    )
+    assert "/sys/kernel/debug" in there
+    for directory in (*there.split(), "/sys/kernel/security"):
+        assert docker.shell(name, f"find {directory} -mindepth 1 2>&1 || :") in {
+            "",
+            f"find: {directory}: No such file or directory",
+        }
 
 
 def test_exec_as_a_user_has_none(docker: Docker, start: Start) -> None:

@@ -74,6 +74,7 @@ mmdebstrap --variant=minbase --components=main --aptopt='APT::Install-Recommends
 	--include=usr-is-merged --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr \
 	--include=procps,util-linux,coreutils,sysstat,htop,tmux,strace,busybox-static,lxcfs \
 	--include=python3-minimal,python3-psutil,nodejs,default-jre-headless,prometheus-node-exporter \
+	--include=redis-server,postgresql,systemd \
 	--setup-hook='mkdir -p "$1/usr/share/man/man1"' \
 	--customize-hook="sh $here/programs.sh --derive \"\$1\"" \
 	--customize-hook='rm -rf "$1"/var/log/* "$1"/var/cache/debconf/*' \
