@@ -96,7 +96,7 @@ async def serve(config: Config) -> None:
         stack.callback(background.cancel_scope.cancel)
 
         exact = _private_mountpoint(config, "exact")
-        nodes = await _sysctls_to_emulate()
+        nodes = await _sysctls_to_emulate(config)
         sysctls = Store(
             os.path.join(config.state_dir, "sysctls"),
             [*nodes.values()],
@@ -261,14 +261,17 @@ async def mount_pressure(directory: str, control: str) -> None:
                 nursery.start_soon(_cancelling, nursery, ending)
 
 
-async def _sysctls_to_emulate() -> dict[int, Sysctl]:
+async def _sysctls_to_emulate(config: Config) -> dict[int, Sysctl]:
     """Ask the kernel; without an answer, containers keep its own files."""
     try:
         states = await trio.to_thread.run_sync(probe, [node.path for node in SYSCTLS])
     except SysfsdError as error:
         _log.warning("no sysctls are emulated", error=str(error))
         return {}
-    return emulated(SYSCTLS, states)
+    nodes = emulated(SYSCTLS, states)
+    for path in sorted(config.sysctls.keys() - {node.path for node in nodes.values()}):
+        _log.warning("policy without effect: containers have their own, or none", path=path)
+    return nodes
 
 
 def _private_mountpoint(config: Config, name: str) -> str:

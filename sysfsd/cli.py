@@ -272,13 +272,14 @@ def _doctor(options: argparse.Namespace) -> int:
             ("", "CHECK", "FOUND"),
             [("ok" if each.ok else "MISSING", each.name, each.found) for each in checks],
         )
-        for each in checks:
-            if not each.ok:
-                print(f"\n{each.name}: {each.fix}")
         if settings:
             print("\nSysctls in system containers:")
             rows = [(each.name, each.state, each.kept_per, each.why) for each in settings]
             _print_table(("NAME", "STATE", "KEPT PER", "NEEDED BY"), rows)
+        # Last, where they are seen.
+        for each in checks:
+            if not each.ok:
+                print(f"\n{each.name}: {each.fix}")
     return 0 if all(check.ok for check in checks) else 1
 
 

@@ -76,8 +76,11 @@ _KEYS = {
 }
 
 
-def load(path: str | None = None) -> Config:
+def load(path: str | None = None, *, sysctls: bool = True) -> Config:
     """Read the configuration; without a path the default one, which need not exist.
+
+    Without ``sysctls`` what it says of those is not looked at: it is the daemon's business, and a
+    mistake in it must not keep the runtime from stopping containers.
 
     Raises ``UsageError`` that names the file and the key.
     """
@@ -98,6 +101,8 @@ def load(path: str | None = None) -> Config:
         document = tomllib.loads(data.decode())
     except ValueError as error:  # of the encoding, or of the grammar
         raise UsageError(f"{source} is not valid TOML: {error}") from None
+    if not sysctls:
+        document.pop("sysctls", None)
     return from_document(document, source)
 
 
@@ -146,7 +151,11 @@ def _sysctls(section: object, source: str) -> dict[str, str]:
         name = canonical(key)
         node = nodes.get(name)
         if node is None:
-            suggestion = _suggestion(name, nodes, "`sysfsd doctor` lists those")
+            suggestion = (
+                "it is a key of the file: put it above [sysctls]"
+                if name in _KEYS
+                else _suggestion(name, nodes, "`sysfsd doctor` lists those")
+            )
             raise UsageError(f"{source}: {key!r} is no sysctl that sysfsd emulates; {suggestion}")
         wrong = problem(node, value)
         if wrong is not None:

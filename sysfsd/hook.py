@@ -211,7 +211,7 @@ def _failed(reason: str, config: str | None) -> int:
     # One line, whatever the engine, the kernel or the state had to say.
     line = " ".join(reason.split())[:2000]
     try:
-        carry_on = load(config).on_failure == "continue"
+        carry_on = load(config, sysctls=False).on_failure == "continue"
     except SysfsdError as error:
         line, carry_on = f"{line} (and {error})", False
     if carry_on:

@@ -11,7 +11,7 @@ import trio
 from sysfsd import __version__
 from sysfsd.binds import plan_sysctls
 from sysfsd.containers.record import check_id
-from sysfsd.errors import InvalidRequest, NoSuchContainer
+from sysfsd.errors import InvalidRequest, NoSuchContainer, NoSuchView
 from sysfsd.kernel.personality import PER_LINUX, PER_LINUX32
 from sysfsd.policy import CPU_PIN, decided, problem
 from sysfsd.views import Source, View, attach_points, one_line
@@ -169,6 +169,8 @@ class Methods:
             raise NoSuchContainer(f"no container {container!r} is registered; see: sysfsd ps")
         facts = self._collector.facts(record, domain=_domain(parameters.get("domain")))
         node = self._tree.file(path, self._tree.members_by(lambda: facts))
+        if node.sysctl is not None and record.userns is None:
+            raise NoSuchView(f"{container} has no user namespace: its sysctls are the kernel's own")
         view = self._sysctl_view(record, node.sysctl) if node.sysctl else node.view
         assert view is not None
         if parameters.get("explain"):

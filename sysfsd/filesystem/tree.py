@@ -252,7 +252,7 @@ class Tree:
         if node is None or node.is_directory:
             points = " ".join(sorted(attach_points(self.views)))
             if self.sysctls:
-                points += " and what `sysfsd show CONTAINER proc/sys` lists"
+                points += " and the sysctls that `sysfsd doctor` calls emulated, as proc/sys/NAME"
             raise NoSuchView(f"sysfsd has no view at {path!r}; it has: {points}")
         return node
 

@@ -81,7 +81,7 @@ def _real_runtime(line: CommandLine) -> str:
     """Absolute path of runc or crun, as the configuration has it."""
     from sysfsd.config import load  # noqa: PLC0415
 
-    name = load(line.ours.get("config")).runtime
+    name = load(line.ours.get("config"), sysctls=False).runtime
     for directory in ("", "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin"):
         path = os.path.join(directory, name)
         if os.path.isabs(path) and os.access(path, os.X_OK):
@@ -177,7 +177,7 @@ def _check_annotations(spec: Spec, config: str | None) -> None:
     if wrong is not None:
         from sysfsd.config import load  # noqa: PLC0415
 
-        if load(config).on_failure != "continue":
+        if load(config, sysctls=False).on_failure != "continue":
             raise InvalidRequest(wrong)
 
 

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
     from sysfsd.sysctls.node import Sysctl
 
+_LIMITS = (
+    *("fs/aio-max-nr", "fs/epoll/", "fs/fanotify/", "fs/file-max", "fs/inotify/", "fs/mount-max"),
+    *("fs/nr_open", "fs/pipe-", "kernel/keys/", "kernel/pid_max", "kernel/threads-max", "net/"),
+    "vm/max_map_count",
+)
+"""What ``max`` may raise. A container's root chooses the number: it is not to decide when the host
+panics, or how much memory its kernel sets aside."""
+
 MAX, FORBID = "max", "forbid"
 
 
@@ -35,6 +43,8 @@ def problem(node: Sysctl, policy: object) -> str | None:
         return f"changes another one of the host's when it is written, {only}"
     if node.locked is not None:
         return f"has a value that the host would keep for ever, {only}"
+    if not node.path.removeprefix("proc/sys/").startswith(_LIMITS):
+        return f"is not a limit that does no harm when it is large, {only}"
     return None
 
 

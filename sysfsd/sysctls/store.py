@@ -73,6 +73,7 @@ class NeverTheHost:
 class _Entry:
     """One container's. The descriptors keep the namespaces' numbers from becoming others'."""
 
+    record: ContainerRecord
     name: str
     start_ticks: int
     network_key: NamespaceKey
@@ -151,7 +152,7 @@ class Store:
             shares = self._own_userns not in _owners(network_fd)[:1]
             start_ticks = round(record.started * TICKS_PER_SECOND)
             name = f"{record.pid}-{start_ticks}"
-            entry = _Entry(name, start_ticks, key, network_fd, uts_fd, renames, shares)
+            entry = _Entry(record, name, start_ticks, key, network_fd, uts_fd, renames, shares)
             known = self._load(name)
             entry.container = known.container
             shared = self._sharing(entry)
@@ -160,6 +161,8 @@ class Store:
             elif known.network_key == key:
                 entry.network = known.network
             self._entries[record.serial] = entry
+            for path, value in entry.network.items():
+                self._policy.written(record, path, value)
 
     def close(self, record: ContainerRecord) -> None:
         """Drop a container; its values go with it, unless its init still lives."""
@@ -214,9 +217,8 @@ class Store:
         if isinstance(node.default, Live):
             return "the container's UTS namespace"
         if entry is not None and node.path in _values_of(entry, node):
-            return (
-                f"written by the container (kept per {node.scope.value}; the host's is as it was)"
-            )
+            hosts = self._read_hosts(node).decode("utf-8", "replace").strip()
+            return f"written by the container (kept per {node.scope.value}; the host has {hosts})"
         if isinstance(node.default, Made):
             return "made of the host's and the container's id"
         return f"the host's {self._hosts(node)}" if node.default is None else "constant"
@@ -244,7 +246,9 @@ class Store:
             }
             if changed != values:
                 self._save_as(entry, node, changed)
-                self._policy.written(record, node.path, done.value)
+                # Of a network namespace it is all of theirs, and lasts as long as any of them.
+                for each in self._sharing(entry) if node.scope is Scope.NETWORK else [entry]:
+                    self._policy.written(each.record, node.path, done.value)
             if done.error:
                 raise OSError(done.error, os.strerror(done.error))
             return done.consumed

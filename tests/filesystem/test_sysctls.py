@@ -378,6 +378,35 @@ def test_the_administrator_may_have_the_host_follow(tmp_path: Path) -> None:
         Path(queued).write_text(str(before))
 
 
+def test_what_a_network_needs_stays_raised_until_its_last_is_gone(
+    tmp_path: Path, expected_log: ExpectedLog
+) -> None:
+    expected_log.allow("policy without effect")
+    buffers = "/proc/sys/net/core/rmem_max"
+    before = int(hosts(buffers))
+    config = tmp_path / "sysfsd.toml"
+    config.write_text('[sysctls]\n"net.core.rmem_max" = "max"\n"kernel.pid_max" = "forbid"\n')
+    try:
+        with (
+            serving(tmp_path, "--config", str(config)) as daemon,
+            container(isolated=True) as first,
+        ):
+            attach(daemon, "first", first)
+            with container(network_of=first) as second:
+                attach(daemon, "second", second)
+                second.run("sh", "-c", f"echo {before + 4096} > {buffers}")
+            until(lambda: daemon.ids() == ["first"], "the end of the second")
+            assert int(hosts(buffers)) == before + 4096
+            first.run("sh", "-c", f"echo {before + 8192} > {buffers}")
+            assert int(hosts(buffers)) == before + 8192
+            shown = sysfsd("show", "--explain", "first", buffers, control=daemon.control).stdout
+            assert f"the host has {before + 8192}" in shown
+            first.kill()
+            until(lambda: int(hosts(buffers)) == before, "the host's own value")
+    finally:
+        Path(buffers).write_text(str(before))
+
+
 def test_show_says_where_a_value_comes_from(daemon: Serving, box: Container) -> None:
     def explained() -> str:
         return sysfsd("show", "--explain", "box", SWAPPINESS, control=daemon.control).stdout
@@ -394,6 +423,9 @@ def test_a_container_whose_root_is_the_hosts_keeps_the_kernels(daemon: Serving) 
         mounts = box.run("cat", "/proc/self/mountinfo", user=False)
         assert "/proc/meminfo" in mounts
         assert "/proc/sys/" not in mounts
+        shown = sysfsd("show", "ordinary", SWAPPINESS, control=daemon.control)
+        assert shown.returncode == 3
+        assert "the kernel's own" in shown.stderr
         pinned = daemon.containers / "ordinary/proc/sys/vm/swappiness"
         with pytest.raises(PermissionError):
             pinned.write_text("1")

@@ -226,8 +226,11 @@ def test_the_section_costs_a_start_of_a_container_little(tmp_path: Path) -> None
         ({"kernel.unprivileged_bpf_disabled": "max"}, "the host would keep for ever"),
         ({"/sys/module/nf_conntrack/parameters/hashsize": "max"}, "not below /proc/sys"),
         ({"/proc/sys/vm/max_map_cuont": "max"}, "did you mean 'vm.max_map_count'"),
+        ({"vm.min_free_kbytes": "max"}, "not a limit"),
+        ({"kernel.panic_on_oops": "max"}, "not a limit"),
+        ({"runtime": "crun"}, "put it above"),
         ({"zzz": "max"}, "'zzz' is no sysctl that sysfsd emulates; `sysfsd doctor` lists those"),
-        ({"vm.swappiness": "max", "vm/swappiness": "forbid"}, "there twice, under two names"),
+        ({"vm.max_map_count": "max", "vm/max_map_count": "forbid"}, "there twice, under two names"),
     ],
 )
 def test_a_configuration_that_will_not_do(section: object, said: str) -> None:
