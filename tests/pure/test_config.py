@@ -148,3 +148,11 @@ def test_a_crash_is_logged_without_the_values_of_variables() -> None:
     assert "KeyError" in str(crashed)
     assert "of a container" not in done.stderr
     assert library["event"] == "library says"
+
+
+def test_a_mistake_about_sysctls_does_not_keep_the_runtime_from_its_work(tmp_path: Path) -> None:
+    path = tmp_path / "sysfsd.toml"
+    path.write_text('runtime = "crun"\n[sysctls]\n"vm.max_map_cuont" = "max"\n')
+    assert config.load(str(path), sysctls=False).runtime == "crun"
+    with pytest.raises(UsageError, match="did you mean"):
+        config.load(str(path))
