@@ -27,7 +27,7 @@ from sysfsd.kernel import namespaces, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from typing import Any, TypeAlias
 
     BindSource: TypeAlias = Mapping[str, Any]
@@ -85,17 +85,17 @@ def attach(
 
 
 def detach(
-    *, device: int, views: Sequence[str], bound: Mapping[str, FileKey], init: int
+    *, devices: Collection[int], views: Sequence[str], bound: Mapping[str, FileKey], init: int
 ) -> list[str]:
     """Uncover a running container's files and return the paths that were covered.
 
-    ``device`` is the ``st_dev`` of the daemon's file system, and ``bound`` says which files from
+    ``devices`` are the ``st_dev`` of the daemon's own mounts, and ``bound`` says which files from
     elsewhere `attach` may have bound: nobody else's mount is touched.
     """
     return _in_container(
         init,
         "/",
-        lambda root: [view for view in views if _uncover(root, view, device, bound.get(view))],
+        lambda root: [view for view in views if _uncover(root, view, devices, bound.get(view))],
     )
 
 
@@ -253,13 +253,13 @@ def _cover(root: int, view: str, tree: int, device: int) -> bool:
     raise _too_many(view)
 
 
-def _uncover(root: int, view: str, device: int, bound: FileKey | None) -> bool:
+def _uncover(root: int, view: str, devices: Collection[int], bound: FileKey | None) -> bool:
     os.fchdir(root)
     covered = False
     for _ in range(_MAX_LAYERS):
         try:
             found = os.stat(view, follow_symlinks=False)
-            if found.st_dev != device and _key(found) != bound:
+            if found.st_dev not in devices and _key(found) != bound:
                 return covered
         except FileNotFoundError:
             return covered

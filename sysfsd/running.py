@@ -15,7 +15,7 @@ from sysfsd.containers.record import check_id
 from sysfsd.control.client import Client
 from sysfsd.errors import InvalidRequest, NoSuchContainer, Refused
 from sysfsd.facts.placement import placement_of
-from sysfsd.kernel import namespaces
+from sysfsd.kernel import namespaces, syscalls
 from sysfsd.kernel.cgroups import read_cgroup_paths
 from sysfsd.kernel.procfs import init_of_pid_namespace, pid_namespace
 
@@ -77,14 +77,29 @@ def take_views(client: Client, pid: int) -> tuple[str, list[str]]:
     hello = client.call("hello", {})
     # The daemon may live in another mount namespace than we do.
     root = f"/proc/{hello['pid']}/root"
+    binds: Mapping[str, BindSource] = registered.get("binds", {})
+    elsewhere = {
+        view: source
+        for view, source in binds.items()
+        if source["magic"] != syscalls.FUSE_SUPER_MAGIC
+    }
+    own = {hello["mountpoint"], *(binds[view]["directory"] for view in binds.keys() - elsewhere)}
     uncovered = detach(
-        device=os.stat(f"{root}{hello['mountpoint']}").st_dev,
+        devices=_devices(root, own),
         views=registered["views"],
-        bound=_keys(root, registered.get("binds", {})),
+        bound=_keys(root, elsewhere),
         init=init,
     )
     client.call("release", {"id": container})
     return container, uncovered
+
+
+def _devices(root: str, directories: Collection[str]) -> set[int]:
+    devices = set()
+    for directory in directories:
+        with contextlib.suppress(OSError):  # the process behind it has ended
+            devices.add(os.stat(f"{root}{directory}").st_dev)
+    return devices
 
 
 def _keys(root: str, binds: Mapping[str, BindSource]) -> dict[str, FileKey]:
@@ -96,7 +111,7 @@ def _keys(root: str, binds: Mapping[str, BindSource]) -> dict[str, FileKey]:
     return keys
 
 
-def take_all_views(client: Client, patience: float = 1.0) -> list[str]:
+def take_all_views(client: Client, patience: float = 2.0) -> list[str]:
     """Detach every registered container's views, for a daemon that stops; returns who kept them.
 
     A container that stays covered by a daemon that is gone reads ENOTCONN. Each is seen to by a

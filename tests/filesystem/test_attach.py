@@ -36,12 +36,14 @@ with Client(control) as client:
     mountpoint = client.call("hello", {})["mountpoint"]
     registered = client.call("register", {"id": "box"}, [init])
     subtree, views = os.path.join(mountpoint, registered["directory"]), registered["views"]
-    device, files = os.stat(mountpoint).st_dev, registered["binds"]
+    files = registered["binds"]
+    fuse = [each["directory"] for each in files.values() if each["magic"] == 0x65735546]
+    devices = {os.stat(directory).st_dev for directory in (mountpoint, *fuse)}
     for _ in range(200):
         try:
             signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.004))
             attach(daemon=daemon, subtree=subtree, views=views, binds=files, init=init)
-            detach(device=device, views=views, bound={}, init=init)
+            detach(devices=devices, views=views, bound={}, init=init)
             signal.setitimer(signal.ITIMER_REAL, 0)
         except TimeoutError:
             rung += 1
