@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sysfsd.doctor import kernel_version
 from sysfsd.kernel import syscalls
 from sysfsd.sysctls import writing
 from sysfsd.sysctls.node import Sysctl
@@ -37,12 +38,15 @@ CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWNET = 0x04000000, 0x08000000, 0x40000000
 NOT_HERE = "writes to the machine's own sysctls: only in the project's virtual machine"
 in_vm = pytest.mark.skipif(os.environ.get("SYSFSD_VM") != "1", reason=NOT_HERE)
 
+_LEAST_BUFFER = 1 if kernel_version(os.uname().release) >= (6, 15) else 4096
+
 # Of each type that the table knows, files that a network, IPC or UTS namespace has for itself.
 OWN = (
     Sysctl("proc/sys/net/ipv4/tcp_challenge_ack_limit", integers(), ""),
     Sysctl("proc/sys/net/ipv4/icmp_msgs_per_sec", integers(0), ""),
     Sysctl("proc/sys/net/ipv4/igmp_qrv", integers(1), ""),
-    Sysctl("proc/sys/net/ipv4/tcp_rmem", integers(1, count=3), ""),
+    # Its least number was a page until Linux 6.15 or so.
+    Sysctl("proc/sys/net/ipv4/tcp_rmem", integers(_LEAST_BUFFER, count=3), ""),
     Sysctl("proc/sys/net/ipv4/tcp_notsent_lowat", unsigned(), ""),
     Sysctl("proc/sys/net/ipv4/tcp_tw_reuse", unsigned(0, 2), ""),
     Sysctl("proc/sys/net/ipv4/tcp_comp_sack_delay_ns", longs(), ""),
@@ -66,6 +70,9 @@ NEVER = {
     "net/core/bpf_jit_enable": "0 and 2 are possible where the kernel has an interpreter",
 }
 """Rows that are not written to the machine's own kernel, and why."""
+
+if kernel_version(os.uname().release) < (6, 18):
+    NEVER["kernel/core_pipe_limit"] = "negative numbers were taken until then"
 
 FEW = {
     "net/netfilter/nf_conntrack_buckets": "large sizes take all memory; negative ones are large",
