@@ -58,6 +58,24 @@ def make_private(state_dir: str) -> str:
     return private
 
 
+def open_private(directory: str) -> int:
+    """Make a directory that only root gets into, and open it; raises ``OSError``."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(directory, 0o700)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    os.fchmod(fd, 0o700)
+    return fd
+
+
+def replace_file(path: str, data: bytes, *, dir_fd: int | None = None) -> None:
+    """Replace a file at once: there is never half of it. Raises ``OSError``."""
+    new = f"{path}.new"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(new, flags, 0o600, dir_fd=dir_fd), "wb") as file:
+        file.write(data)
+    os.replace(new, path, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+
+
 def _make(directory: str, mode: int = _SEARCHABLE) -> None:
     os.makedirs(directory, mode=mode, exist_ok=True)
     os.chmod(directory, mode)

@@ -60,7 +60,7 @@ class Registry:
         self._by_serial: dict[int, _Entry] = {}
         self._by_userns: dict[UsernsKey, list[_Entry]] = {}
         self._last_serial = 0
-        self._own_userns = _own_user_namespace(proc)
+        self._own_userns = namespaces.own_user_namespace(proc)
         self._domains = personality.matters()
         self.changed_ns = time.time_ns()
         """When a record last came or went, in ns since the epoch; never the same twice."""
@@ -231,11 +231,3 @@ def _pid_of(pidfd: int, proc: str) -> int:
         raise InvalidRequest("the process of that pidfd is gone") from None
     except OSError:
         raise InvalidRequest("the descriptor sent along is not a pidfd") from None
-
-
-def _own_user_namespace(proc: str) -> UsernsKey:
-    fd = namespaces.open_namespace(os.getpid(), "user", proc)
-    try:
-        return namespaces.namespace_key(fd)
-    finally:
-        os.close(fd)

@@ -367,12 +367,12 @@ class FactsCollector:
         return CpuTimesFacts(clock, clock.cpus[:visible], source)
 
     def _advance_disks(self, key: Hashable, paths: CgroupPaths, host: HostFacts) -> DiskFacts:
-        present = {line.number: host.has_disks_below(line.number) for line in host.diskstats}
+        present = [line.number for line in host.diskstats]
         with self._lock:
             # Read in here: counters that come in the wrong order would be added twice.
             raw = disk.read_disks(self._tree, paths)
             before = self._disks.get(key, disk.START)
-            self._disks[key] = clock = disk.advance(before, raw, present)
+            self._disks[key] = clock = disk.advance(before, raw, present, host.has_disks_below)
             if clock != before:
                 # Before anybody is told.
                 self._keeper.keep_disks(key, clock)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sysfsd.facts.sourced import saturating_sub
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sysfsd.facts.host import HostFacts
     from sysfsd.kernel.cgroups import Cgroup, CgroupPaths, CgroupTree, Level
@@ -126,11 +126,13 @@ def read_disks(tree: CgroupTree, paths: CgroupPaths) -> RawDisks:
         return (_read_v1 if cgroup.version == 1 else _read_v2)(cgroup, levels[0])
 
 
-def advance(clock: DiskClock, raw: RawDisks, present: Mapping[str, bool]) -> DiskClock:
+def advance(
+    clock: DiskClock, raw: RawDisks, present: Sequence[str], passes_on: Callable[[str], bool]
+) -> DiskClock:
     """Return what to show now: it only ever grows, by what the kernel's counters grew by.
 
-    `present` has the devices that there are, and whether each passes its I/O on to others. Those
-    add nothing to the total, as in the kernel, which counts a bio once.
+    Devices that pass their I/O on to others add nothing to the total, as in the kernel, which
+    counts a bio once; `passes_on` is asked about those alone that did something.
 
     Those do run backwards: v1 forgets what cgroups did that were removed, what a scheduler counted
     that was exchanged, and everything on a write to blkio.reset_stats. A device that is not
@@ -145,7 +147,7 @@ def advance(clock: DiskClock, raw: RawDisks, present: Mapping[str, bool]) -> Dis
         grown = DiskCounters(*map(saturating_sub, disk.counters, last))
         shown[number] = DiskCounters(*map(int.__add__, total, grown))
         before[number] = disk.counters
-        if not present.get(number, True):
+        if any(grown) and number in present and not passes_on(number):
             sums = Total(
                 sums.read_bytes + grown.read_bytes, sums.written_bytes + grown.written_bytes
             )

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from sysfsd import state
 from sysfsd.facts import kept as formats
 from sysfsd.facts.host import boottime_ns
 from sysfsd.facts.kept import Init, Kept
-from sysfsd.kernel.procfs import is_running, read_text
+from sysfsd.kernel.procfs import boot_id, is_running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -70,17 +71,11 @@ class Keeper:
         self._limit = limit
         self._proc = proc
         self._now = clock
-        boot = read_text(f"{proc}/sys/kernel/random/boot_id").strip().replace("-", "")
-        self._boot = bytes.fromhex(boot)
+        self._boot = bytes.fromhex(boot_id(proc).replace("-", ""))
         self._lock = threading.Lock()
         self._files: dict[Hashable, _File] = {}
         self._released: set[Init] = set()
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(directory, 0o700)
-        self._directory = os.open(
-            directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        )
-        os.fchmod(self._directory, 0o700)
+        self._directory = state.open_private(directory)
         for name in os.listdir(self._directory):
             match = _NAME.fullmatch(name)
             if match:

@@ -59,6 +59,15 @@ def owning_user_namespace(fd: int) -> int:
     return fcntl.ioctl(fd, _NS_GET_USERNS)
 
 
+def own_user_namespace(proc: str = "/proc") -> UsernsKey:
+    """The key of the user namespace that we are in."""
+    fd = open_namespace(os.getpid(), "user", proc)
+    try:
+        return namespace_key(fd)
+    finally:
+        os.close(fd)
+
+
 def user_namespace_lineage(fd: int) -> list[UsernsKey]:
     """Keys of a user namespace and its ancestors, nearest first, as far up as we can see."""
     keys: list[UsernsKey] = []

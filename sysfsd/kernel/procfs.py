@@ -170,6 +170,11 @@ def parse_task_stat(text: str) -> TaskStat:
     return TaskStat(state=fields[0], start_ticks=int(fields[19]))
 
 
+def boot_id(proc: str = "/proc") -> str:
+    """The id of this boot, a UUID (random(4))."""
+    return read_text(f"{proc}/sys/kernel/random/boot_id").strip()
+
+
 def is_running(pid: int, start_ticks: int, proc: str = "/proc") -> bool:
     """Whether a process, known for certain by its pid and its start, has not ended."""
     try:

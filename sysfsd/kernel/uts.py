@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-HOSTNAME = "/proc/sys/kernel/hostname"
-DOMAINNAME = "/proc/sys/kernel/domainname"
-
 
 def read(namespace: int, path: str) -> bytes:
     """Read one of the two files in a namespace, given by its descriptor; raises ``OSError``."""

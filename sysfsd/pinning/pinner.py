@@ -26,7 +26,7 @@ from sysfsd.facts.cpu import read_quota
 from sysfsd.kernel import namespaces
 from sysfsd.kernel.cgroups import Cgroup
 from sysfsd.kernel.cpusets import CpusetKey, OpenCpuset, opened, own_cpuset
-from sysfsd.kernel.procfs import read_text
+from sysfsd.kernel.procfs import boot_id
 from sysfsd.pinning import remembered
 from sysfsd.pinning.choice import Pin, count_pins, decide, format_cpus
 from sysfsd.policy import CPU_PIN
@@ -87,7 +87,7 @@ class Pinner:
         self._path = path
         self._proc = proc
         self._clock = clock
-        self._boot = read_text(f"{proc}/sys/kernel/random/boot_id").strip()
+        self._boot = boot_id(proc)
         self._pins: dict[CpusetKey, Pin] = {}
         try:
             self._pins = remembered.load(path, self._boot)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sysfsd.kernel.cpusets import CpusetKey
 from sysfsd.kernel.procfs import parse_cpu_list, read_fd
 from sysfsd.pinning.choice import Pin
+from sysfsd.state import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,8 +69,4 @@ def load(path: str, boot: str) -> dict[CpusetKey, Pin]:
 
 def save(path: str, pins: Mapping[CpusetKey, Pin], boot: str) -> None:
     """Replace the file at once: there is never half of it. Raises ``OSError``."""
-    new = f"{path}.new"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(new, flags, 0o600), "wb") as file:
-        file.write(encode(pins, boot))
-    os.replace(new, path)
+    replace_file(path, encode(pins, boot))

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import structlog
 
 from sysfsd.facts.cpu import TICKS_PER_SECOND
-from sysfsd.kernel.procfs import is_running, read_fd, read_text
+from sysfsd.kernel.procfs import boot_id, is_running, read_fd, read_text
+from sysfsd.state import replace_file
 from sysfsd.sysctls.policy import FORBID, MAX, problem
 from sysfsd.sysctls.table import SYSCTLS
 
@@ -75,7 +76,7 @@ class HostSysctls:
         self._path = path
         self._limit = limit
         self._root = root
-        self._boot = read_text("/proc/sys/kernel/random/boot_id").strip()
+        self._boot = boot_id()
         self._raised = self._load()
         gone = self._gone()
         for each in list(self._raised):
@@ -193,11 +194,7 @@ class HostSysctls:
             return {}
 
     def _save(self) -> None:
-        new = f"{self._path}.new"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(new, flags, 0o600), "wb") as file:
-            file.write(encode(self._raised, self._boot))
-        os.replace(new, self._path)
+        replace_file(self._path, encode(self._raised, self._boot))
 
     def _complain(self, path: str, error: Exception) -> None:
         suppressed = self._limit.passes(("host", path))

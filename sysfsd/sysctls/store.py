@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
+from sysfsd import state
 from sysfsd.errors import InvalidRequest
 from sysfsd.facts.cpu import TICKS_PER_SECOND
 from sysfsd.kernel import namespaces, uts
-from sysfsd.kernel.procfs import is_running, read_fd, read_text
+from sysfsd.kernel.procfs import boot_id, is_running, read_fd
 from sysfsd.sysctls import kept as formats
 from sysfsd.sysctls import writing
 from sysfsd.sysctls.kept import Kept
@@ -55,20 +56,6 @@ class Policy(Protocol):
         """Forget about a container that is gone."""
 
 
-class NeverTheHost:
-    """The default: everybody may write, and it is nobody else's business."""
-
-    def allows(self, _path: str) -> bool:
-        """Yes."""
-        return True
-
-    def written(self, _record: ContainerRecord, _path: str, _value: Value) -> None:
-        """Do nothing."""
-
-    def release(self, _record: ContainerRecord) -> None:
-        """Do nothing."""
-
-
 @dataclass(slots=True)
 class _Entry:
     """One container's. The descriptors keep the namespaces' numbers from becoming others'."""
@@ -96,7 +83,7 @@ class Store:
         nodes: Sequence[Sysctl],
         limit: RateLimit,
         *,
-        policy: Policy | None = None,
+        policy: Policy,
         root: str = "/",
     ) -> None:
         """Use a directory, which is made, and drop what is in it of processes that are gone.
@@ -105,18 +92,13 @@ class Store:
         """
         self._nodes = {node.path: node for node in nodes}
         self._limit = limit
-        self._policy = policy or NeverTheHost()
+        self._policy = policy
         self._root = root
-        self._boot = read_text("/proc/sys/kernel/random/boot_id").strip()
-        self._own_userns = _key_of(os.getpid(), "user")
+        self._boot = boot_id()
+        self._own_userns = namespaces.own_user_namespace()
         self._lock = threading.RLock()
         self._entries: dict[int, _Entry] = {}
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(directory, 0o700)
-        self._directory = os.open(
-            directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        )
-        os.fchmod(self._directory, 0o700)
+        self._directory = state.open_private(directory)
         for name in os.listdir(self._directory):
             match = _NAME.fullmatch(name.removesuffix(".new"))
             if match and not is_running(int(match[1]), int(match[2])):
@@ -308,11 +290,8 @@ class Store:
             each.network = values
 
     def _save(self, entry: _Entry, kept: Kept) -> None:
-        new = f"{entry.name}.new"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        with open(os.open(new, flags, 0o600, dir_fd=self._directory), "wb") as file:
-            file.write(formats.encode(kept, self._boot))
-        os.replace(new, entry.name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        data = formats.encode(kept, self._boot)
+        state.replace_file(entry.name, data, dir_fd=self._directory)
 
     def _load(self, name: str) -> Kept:
         try:
@@ -355,14 +334,6 @@ def _owners(namespace: int) -> list[namespaces.UsernsKey]:
         return namespaces.user_namespace_lineage(owner)
     finally:
         os.close(owner)
-
-
-def _key_of(pid: int, kind: str) -> NamespaceKey:
-    fd = namespaces.open_namespace(pid, kind)
-    try:
-        return namespaces.namespace_key(fd)
-    finally:
-        os.close(fd)
 
 
 def _product_uuid(hosts: bytes, container: str) -> bytes:

@@ -370,7 +370,7 @@ def test_whatever_the_kernel_says_counters_grow(
     clock = disk.START
     for disks, present in moments:
         raw = RawDisks({number: RawDisk(each, "") for number, each in disks.items()}, "")
-        after = disk.advance(clock, raw, dict.fromkeys(sorted(present), False))
+        after = disk.advance(clock, raw, sorted(present), lambda _: False)
         assert set(after.shown) <= present
         assert all(new >= old for new, old in zip(after.total, clock.total, strict=True))
         for number, shown in after.shown.items():
@@ -387,7 +387,9 @@ def test_growth_is_the_kernels_where_that_grows(steps: list[DiskCounters]) -> No
     total = DiskCounters()
     for step in steps:
         total = DiskCounters(*map(int.__add__, total, step))
-        clock = disk.advance(clock, RawDisks({"8:0": RawDisk(total, "")}, ""), {"8:0": False})
+        clock = disk.advance(
+            clock, RawDisks({"8:0": RawDisk(total, "")}, ""), ["8:0"], lambda _: False
+        )
 
     assert clock.shown["8:0"] == total
     assert clock.total == (total.read_bytes, total.written_bytes)
@@ -397,10 +399,10 @@ def test_the_total_outlives_a_device_and_counts_no_io_twice() -> None:
     moved = DiskCounters(reads=1, read_bytes=4096, writes=2, written_bytes=8192)
     raw = RawDisks({"8:0": RawDisk(moved, ""), "253:0": RawDisk(moved, "")}, "")
 
-    both = disk.advance(disk.START, raw, {"8:0": False, "253:0": True})
+    both = disk.advance(disk.START, raw, ["8:0", "253:0"], "253:0".__eq__)
     assert both.total == (4096, 8192)
 
-    gone = disk.advance(both, RawDisks({}, ""), {})
+    gone = disk.advance(both, RawDisks({}, ""), [], lambda _: False)
     assert gone.shown == {}
     assert gone.total == (4096, 8192)
 
