@@ -138,20 +138,20 @@ def give_views(state: State, control: str, flags: dict[str, str], *, delegate: b
             f"the container's process {state.pid} is gone: nothing to attach to"
         ) from None
     with Client(control, timeout=DEADLINE) as client:
-        daemon = client.daemon_pidfd()
-        mountpoint = client.call("hello", {})["mountpoint"]
         request = {"id": state.id, "policy": flags, "annotations": state.settings}
         registered = client.call("register", request, [init])
         try:
             if delegate:
                 delegation.delegate(state.pid, init)
-            attach(
-                daemon=daemon,
-                subtree=os.path.join(mountpoint, registered["directory"]),
-                views=registered["views"],
-                binds=registered.get("binds", {}),
-                init=init,
-                rootfs=rootfs,
+            client.with_daemon(
+                lambda daemon, hello: attach(
+                    daemon=daemon,
+                    subtree=os.path.join(hello["mountpoint"], registered["directory"]),
+                    views=registered["views"],
+                    binds=registered.get("binds", {}),
+                    init=init,
+                    rootfs=rootfs,
+                )
             )
         except BaseException:
             client.call("release", {"id": state.id})

@@ -15,7 +15,7 @@ from sysfsd.channel.packets import Opcode
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from sysfsd.channel.counters import ChannelCounters
     from sysfsd.channel.packets import Request
@@ -40,7 +40,7 @@ _GONE = frozenset({errno.ENODEV, errno.ECONNABORTED})
 class _InFlight(NamedTuple):
     opcode: int
     started_ns: int
-    owner: int
+    owner: Hashable
 
 
 class Relay:
@@ -136,9 +136,7 @@ class Relay:
         await self._agreed.wait()
         await self._each_request(device, take)
 
-    async def _each_request(
-        self, device: int, take: Callable[[Request, memoryview], None]
-    ) -> None:
+    async def _each_request(self, device: int, take: Callable[[Request, memoryview], None]) -> None:
         """Take what the kernel asks and waits for, until its side is gone."""
         lost = device in self._resumed and not self._send_again(device)
         mark = packets.UNIQUE_MARK if device == self._second else 0

@@ -43,7 +43,6 @@ ROOT_NODE = 1
 """The top of a container's subtree. In ``sysfsd mount`` it is the mount's root as well."""
 
 
-
 class InodeParts(NamedTuple):
     """Whose file, and which."""
 

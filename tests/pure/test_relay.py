@@ -183,7 +183,9 @@ async def test_a_second_mount_goes_through_the_same_end(ends: Ends, nursery: tri
 
         # The same numbers in both mounts are told apart, and appending is writing.
         ends.ask(Opcode.GETATTR, 4)
-        body = struct.pack("=QQIIQII", 1 << 63 | 1 << 62 | 7, 3, 2, 0, 0, os.O_WRONLY | os.O_APPEND, 0)
+        body = struct.pack(
+            "=QQIIQII", 1 << 63 | 1 << 62 | 7, 3, 2, 0, 0, os.O_WRONLY | os.O_APPEND, 0
+        )
         kernel.send(struct.pack("=IIQQ16x", 80, Opcode.WRITE, 4, 5) + body)
         asked = sorted([await ends.heard(ends.server), await ends.heard(ends.server)], key=len)
         assert struct.unpack_from("=IIQQ", asked[0])[2:] == (4, 5)
