@@ -172,13 +172,13 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _mount(options: argparse.Namespace) -> int:
-    from sysfsd import app  # noqa: PLC0415
+    from sysfsd import app, pressured  # noqa: PLC0415
     from sysfsd.channel.device import Connection  # noqa: PLC0415
 
     directory, control = os.path.abspath(options.directory), _control(options)
     if options.pressure:
         connection = Connection(options.device, directory, options.resumed)
-        return _run(options.log_level, app.mount_pressure, connection, control)
+        return _run(options.log_level, pressured.serve, connection, control)
     return _run(options.log_level, app.mount, directory, control, load().policy())
 
 

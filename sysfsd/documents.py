@@ -15,7 +15,7 @@ from sysfsd import state
 from sysfsd.kernel.procfs import boot_id, read_fd
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 LIMIT = 1 << 20
 """Bytes of one document."""
@@ -78,3 +78,13 @@ class Documents:
     def close(self) -> None:
         """Let go of the directory, and leave it as it is."""
         os.close(self._directory)
+
+
+@contextlib.contextmanager
+def opened(directory: str) -> Iterator[Documents]:
+    """Use a directory of documents meanwhile."""
+    documents = Documents(directory)
+    try:
+        yield documents
+    finally:
+        documents.close()

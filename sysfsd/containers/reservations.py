@@ -94,6 +94,8 @@ class Reservations:
         former = self._by_id.get(container)
         if former is not None and former.init is not None and namespaces.pidfd_alive(former.init):
             raise ContainerExists(f"a container {container} runs already; choose another id")
+        if former is not None and former.init is None and self._is(former.create, pid):
+            return former.range  # it had no answer, since a predecessor of ours ended
         chosen, name = self._choose(), ""
         if self._saved is not None:
             name = _name(pid, self._proc)
@@ -120,11 +122,10 @@ class Reservations:
                 _log.debug("range free meanwhile", reservation=name, reason=str(error))
                 self._saved.remove(name)
                 continue
-            first = create if create is not None else init_fd
-            assert first is not None
-            self._add(
-                _Reservation(name, container, chosen, first, init_fd if first is create else None)
-            )
+            if create is None:
+                assert init_fd is not None
+                create = os.dup(init_fd)
+            self._add(_Reservation(name, container, chosen, create, init_fd))
 
     def bind(self, container: str, init: int) -> None:
         """Let a container's range live as long as its init; containers without one are fine."""
@@ -135,6 +136,12 @@ class Reservations:
                     name = _name(namespaces.pidfd_pid(init, self._proc), self._proc)
                     self._save(reservation.name, container, reservation.range, name)
             reservation.init = os.dup(init)
+
+    def _is(self, pidfd: int, pid: int) -> bool:
+        try:
+            return namespaces.pidfd_pid(pidfd, self._proc) == pid
+        except OSError:
+            return False
 
     def _add(self, reservation: _Reservation) -> None:
         self._last = reservation.range

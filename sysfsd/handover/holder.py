@@ -134,7 +134,7 @@ class Holder:
         self._daemon, self._heard = None, time.monotonic()
 
     def _kill(self, daemon: socket.socket) -> None:
-        print(f"sysfsd: the daemon hangs: killed after {SILENCE_SECONDS:.0f} s", file=sys.stderr)  # noqa: T201
+        print(f"sysfsd: the daemon hangs: killed after {SILENCE_SECONDS:.0f} s", file=sys.stderr)
         try:
             pidfd = daemon.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
             try:
@@ -142,14 +142,14 @@ class Holder:
             finally:
                 os.close(pidfd)
         except OSError as error:
-            print(f"sysfsd: it cannot be killed: {error}", file=sys.stderr)  # noqa: T201
+            print(f"sysfsd: it cannot be killed: {error}", file=sys.stderr)
         self._lose()
 
     def _give_up(self) -> None:
         """Let the containers have the kernel's files, while callers wait for us: none may fail."""
         if not self._kept:
             return
-        print(  # noqa: T201
+        print(
             f"sysfsd: no daemon for {PATIENCE_SECONDS:.0f} s: containers get the kernel's files",
             file=sys.stderr,
         )
@@ -161,7 +161,7 @@ class Holder:
                 timeout=_GIVING_UP_SECONDS,
             )
         except (OSError, subprocess.SubprocessError) as error:
-            print(f"sysfsd: {error}", file=sys.stderr)  # noqa: T201
+            print(f"sysfsd: {error}", file=sys.stderr)
 
 
 def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:

@@ -139,7 +139,8 @@ def covered(box: Container) -> list[str]:
     return [
         fields[4]
         for fields in lines
-        if fields[fields.index("-") + 1] == "fuse.sysfsd" and fields[4].startswith(("/proc", "/sys"))
+        if fields[fields.index("-") + 1] == "fuse.sysfsd"
+        and fields[4].startswith(("/proc", "/sys"))
     ]
 
 
@@ -329,11 +330,10 @@ def test_a_daemon_that_hangs_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_container_that_went_meanwhile(tmp_path: Path) -> None:
-    with container(isolated=True) as box:
-        with serving(tmp_path) as daemon:
-            attached(daemon, box, "web")
-            daemon.process.kill()
-            daemon.process.wait()
+    with container(isolated=True) as box, serving(tmp_path) as daemon:
+        attached(daemon, box, "web")
+        daemon.process.kill()
+        daemon.process.wait()
     with serving(tmp_path) as daemon:
         assert daemon.ids() == []
         assert os.listdir(daemon.state_dir / "records") == ["last.json"]
@@ -407,13 +407,13 @@ def test_registering_at_any_moment(tmp_path: Path) -> None:
         failed: list[str] = []
 
         def attach_all() -> None:
-            for round in range(3):
+            for turn in range(3):
                 for at, box in enumerate(running):
                     done = sysfsd(
                         *("attach", str(box.pid), "--id", f"web{at}"), control=daemon.control
                     )
                     if done.returncode:
-                        failed.append(f"{round}: {done.stderr}")
+                        failed.append(f"{turn}: {done.stderr}")
 
         attaching = threading.Thread(target=attach_all)
         attaching.start()
