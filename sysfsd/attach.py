@@ -81,7 +81,7 @@ def attach(
     """
     trees, device = _clone_views(daemon, subtree, views, binds)
     try:
-        return _in_container(
+        return in_container(
             init,
             rootfs,
             lambda root: [view for view, tree in trees.items() if _cover(root, view, tree, device)],
@@ -99,7 +99,7 @@ def detach(
     ``devices`` are the ``st_dev`` of the daemon's own mounts, and ``bound`` says which files from
     elsewhere `attach` may have bound: nobody else's mount is touched.
     """
-    return _in_container(
+    return in_container(
         init,
         "/",
         lambda root: [view for view in views if _uncover(root, view, devices, bound.get(view))],
@@ -218,7 +218,7 @@ def _clone_from_elsewhere(bases: Mapping[str, int], source: BindSource) -> int |
         os.close(found)
 
 
-def _in_container(init: int, rootfs: str, work: Callable[[int], list[str]]) -> list[str]:
+def in_container(init: int, rootfs: str, work: Callable[[int], list[str]]) -> list[str]:
     """Do something in a container's mount namespace, given a descriptor of its root.
 
     In its network namespace as well: what is below /proc/sys/net is found, and covered, for those
@@ -286,7 +286,7 @@ def _cover(root: int, view: str, tree: int, device: int) -> bool:
             magic = syscalls.filesystem_magic(target)
             if magic == syscalls.CGROUP2_SUPER_MAGIC and view.startswith(_FROM_CGROUP):
                 # Of an earlier daemon, and of the cgroup that it knew the container to be in.
-                _unmount(root, view)
+                unmount_beneath(root, view)
                 continue
             if magic != _KERNEL_FILE_SYSTEMS[view.partition("/")[0]]:
                 raise Refused(
@@ -298,7 +298,7 @@ def _cover(root: int, view: str, tree: int, device: int) -> bool:
             # What a daemon leaves that was killed, or a record: out of the way, and look again.
             if error.errno not in _DEAD:
                 raise
-            _unmount(root, view)
+            unmount_beneath(root, view)
         else:
             return True
         finally:
@@ -319,7 +319,7 @@ def _uncover(root: int, view: str, devices: Collection[int], bound: FileKey | No
         except OSError as error:
             if error.errno not in _DEAD:  # as above
                 raise
-        _unmount(root, view)
+        unmount_beneath(root, view)
         covered = True
     raise _too_many(view)
 
@@ -339,7 +339,8 @@ def _key(found: os.stat_result) -> FileKey:
     return found.st_dev, found.st_ino
 
 
-def _unmount(root: int, view: str) -> None:
+def unmount_beneath(root: int, view: str) -> None:
+    """Take off the topmost mount at a path; raises ``OSError``."""
     # By its path, because umount2(2) knows no descriptors. Whoever exchanges the path meanwhile is
     # the container, and loses a mount of its own.
     os.fchdir(root)

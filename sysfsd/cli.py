@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sysfsd import __version__
@@ -107,10 +108,17 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--mountpoint", metavar="DIR")
     serve.add_argument("--state-dir", metavar="DIR")
     serve.add_argument("--config", metavar="FILE")
+    serve.add_argument(
+        "--fd-store",
+        action="store_true",
+        help="outlive restarts in systemd's store (FileDescriptorStoreMax=), not with a process",
+    )
     mount = command("mount", _mount, "show every caller its own view at a directory")
     mount.add_argument("directory", metavar="DIR")
     # How we start ourselves, see app.
     mount.add_argument("--pressure", action="store_true", help=argparse.SUPPRESS)
+    mount.add_argument("--device", type=int, help=argparse.SUPPRESS)
+    mount.add_argument("--resumed", action="store_true", help=argparse.SUPPRESS)
     for daemon in (serve, mount):
         daemon.add_argument("--log-level", choices=LOG_LEVELS, default="info")
 
@@ -126,8 +134,23 @@ def _parser() -> argparse.ArgumentParser:
     detach = command("detach", _detach, "take a running container's views back")
     which = detach.add_mutually_exclusive_group(required=True)
     which.add_argument("--all", action="store_true", help="of every registered container")
-    attach.add_argument("pid", metavar="PID", type=int, help="any process of the container")
+    which_one = attach.add_mutually_exclusive_group(required=True)
+    which_one.add_argument("--all", action="store_true", help="every registered container's")
+    which_one.add_argument(
+        "pid", metavar="PID", type=int, nargs="?", help="any process of the container"
+    )
     which.add_argument("pid", metavar="PID", type=int, nargs="?", help="the same")
+    detach.add_argument(
+        "--offline",
+        action="store_true",
+        help="with --all: without the daemon, which is gone; and unmount",
+    )
+    detach.add_argument("--state-dir", metavar="DIR", help="that daemon's")
+    detach.add_argument(
+        "--unless-restarting",
+        metavar="UNIT",
+        help="with --offline, from ExecStopPost=: not if systemd starts the unit again",
+    )
     command("stats", _stats, "print the running daemon's counters", json_too=True)
     doctor = command("doctor", _doctor, "say what this host lacks", json_too=True)
     doctor.add_argument("--config", metavar="FILE")
@@ -145,15 +168,17 @@ def _serve(options: argparse.Namespace) -> int:
 
     from sysfsd import app  # noqa: PLC0415
 
-    return _run(options.log_level, app.serve, config)
+    return _run(options.log_level, partial(app.serve, config, fd_store=options.fd_store))
 
 
 def _mount(options: argparse.Namespace) -> int:
-    from sysfsd import app  # noqa: PLC0415
+    from sysfsd import app, pressured  # noqa: PLC0415
+    from sysfsd.channel.device import Connection  # noqa: PLC0415
 
     directory, control = os.path.abspath(options.directory), _control(options)
     if options.pressure:
-        return _run(options.log_level, app.mount_pressure, directory, control)
+        connection = Connection(options.device, directory, options.resumed)
+        return _run(options.log_level, pressured.serve, connection, control)
     return _run(options.log_level, app.mount, directory, control, load().policy())
 
 
@@ -221,6 +246,8 @@ def _attach(options: argparse.Namespace) -> int:
     given = {name: getattr(options, name.replace("-", "_")) for name in SETTINGS}
     settings = {name: value for name, value in given.items() if value is not None}
     with Client(_control(options)) as client:
+        if options.all:
+            return _all_but(running.give_all_views(client), "without all of their views")
         given_views = running.give_views(client, options.pid, options.id, settings)
     print(f"{given_views.container}: {len(given_views.views)} files attached")
     if given_views.warning is not None:
@@ -231,14 +258,26 @@ def _attach(options: argparse.Namespace) -> int:
 def _detach(options: argparse.Namespace) -> int:
     from sysfsd import running  # noqa: PLC0415
 
+    if options.offline:
+        from sysfsd import offline, unit  # noqa: PLC0415
+
+        if not options.all:
+            raise UsageError("--offline goes with --all; see: sysfsd detach --help")
+        if options.unless_restarting and unit.restarts(options.unless_restarting):
+            return 0
+        left = offline.take_left_views(options.state_dir or load().state_dir)
+        return _all_but(left, "still attached, restart them")
     with Client(_control(options)) as client:
         if options.all:
-            left = running.take_all_views(client)
-            if left:
-                raise SysfsdError(f"still attached, restart them: {', '.join(left)}")
-            return 0
+            return _all_but(running.take_all_views(client), "still attached, restart them")
         container, views = running.take_views(client, options.pid)
     print(f"{container}: {len(views)} files detached")
+    return 0
+
+
+def _all_but(left: Sequence[str], trouble: str) -> int:
+    if left:
+        raise SysfsdError(f"{trouble}: {', '.join(left)}")
     return 0
 
 

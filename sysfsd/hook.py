@@ -145,30 +145,24 @@ def give_views(state: State, control: str, flags: dict[str, str], *, delegate: b
             f"the container's process {state.pid} is gone: nothing to attach to"
         ) from None
     with Client(control, timeout=DEADLINE) as client:
-        daemon = client.daemon_pidfd()
         request = {"id": state.id, "policy": flags, "annotations": state.settings}
         registered = client.call("register", request, [init])
         try:
             if delegate:
                 delegation.delegate(state.pid, init)
-            attach(
-                daemon=daemon,
-                subtree=os.path.join(_mountpoint(client, registered), registered["directory"]),
-                views=registered["views"],
-                binds=registered.get("binds", {}),
-                init=init,
-                rootfs=rootfs,
+            client.with_daemon(
+                lambda daemon, hello: attach(
+                    daemon=daemon,
+                    subtree=os.path.join(hello["mountpoint"], registered["directory"]),
+                    views=registered["views"],
+                    binds=registered.get("binds", {}),
+                    init=init,
+                    rootfs=rootfs,
+                )
             )
         except BaseException:
             client.call("release", {"id": state.id})
             raise
-
-
-def _mountpoint(client: Client, registered: dict[str, Any]) -> str:
-    # A daemon that was not restarted yet after an upgrade does not say.
-    answer = registered if "mountpoint" in registered else client.call("hello", {})
-    mountpoint: str = answer["mountpoint"]
-    return mountpoint
 
 
 def main(arguments: list[str] | None = None) -> int:

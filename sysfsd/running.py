@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import select
-import signal
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from sysfsd.attach import attach, detach
+from sysfsd.children import in_children
 from sysfsd.containers.record import check_id
 from sysfsd.control.client import Client
 from sysfsd.errors import InvalidRequest, NoSuchContainer, Refused
@@ -20,13 +18,10 @@ from sysfsd.kernel.cgroups import read_cgroup_paths
 from sysfsd.kernel.procfs import init_of_pid_namespace, pid_namespace
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from sysfsd.attach import BindSource, FileKey
     from sysfsd.kernel.cgroups import CgroupPaths
-
-_AT_ONCE = 32
-"""Processes that `take_all_views` has at work."""
 
 _ENGINE_ID = re.compile(r"[0-9a-f]{64}")
 
@@ -53,12 +48,14 @@ def give_views(
     container = check_id(container or known or _id_of(init_pid, ids.values()))
     registered = client.call("register", {"id": container, "policy": dict(settings)}, [init])
     try:
-        covered = attach(
-            daemon=client.daemon_pidfd(),
-            subtree=os.path.join(client.call("hello", {})["mountpoint"], registered["directory"]),
-            views=registered["views"],
-            binds=registered.get("binds", {}),
-            init=init,
+        covered = client.with_daemon(
+            lambda daemon, hello: attach(
+                daemon=daemon,
+                subtree=os.path.join(hello["mountpoint"], registered["directory"]),
+                views=registered["views"],
+                binds=registered.get("binds", {}),
+                init=init,
+            )
         )
     except BaseException:
         if known is None:
@@ -112,44 +109,32 @@ def _keys(root: str, binds: Mapping[str, BindSource]) -> dict[str, FileKey]:
 
 
 def take_all_views(client: Client, patience: float = 2.0) -> list[str]:
-    """Detach every registered container's views, for a daemon that stops; returns who kept them.
+    """Detach every registered container's views and drop their records; returns who kept them."""
+    return in_children(
+        client.call("list", {})["containers"],
+        lambda each: _with_own_client(client.path, lambda own: take_views(own, each["pid"])),
+        patience,
+    )
 
-    A container that stays covered by a daemon that is gone reads ENOTCONN. Each is seen to by a
-    process of its own: one that mounted a file system of its own over /proc can make whoever looks
-    there wait, but only for ``patience`` seconds, and only for itself.
+
+def give_all_views(client: Client, patience: float = 5.0) -> list[str]:
+    """Attach every registered container's views, as far as they aren't; returns who lacks some.
+
+    For a daemon that begins with containers of a predecessor: that may have had other files, or
+    have taken all away.
     """
-    containers = client.call("list", {})["containers"]
-    left: list[str] = []
-    for start in range(0, len(containers), _AT_ONCE):
-        children = {
-            _take_in_child(client.path, each["pid"]): str(each["id"])
-            for each in containers[start : start + _AT_ONCE]
-        }
-        deadline = time.monotonic() + patience
-        for child, container in children.items():
-            pidfd = os.pidfd_open(child)
-            try:
-                if not select.select([pidfd], [], [], max(0, deadline - time.monotonic()))[0]:
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                    left.append(container)
-                elif os.waitpid(child, 0)[1] != 0:
-                    left.append(container)
-            finally:
-                os.close(pidfd)
-    return left
+    return in_children(
+        client.call("list", {})["containers"],
+        lambda each: _with_own_client(
+            client.path, lambda own: give_views(own, each["pid"], each["id"], {})
+        ),
+        patience,
+    )
 
 
-def _take_in_child(control: str, pid: int) -> int:
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            with Client(control) as client:
-                take_views(client, pid)
-            status = 0
-        finally:
-            os._exit(status)
-    return child
+def _with_own_client(control: str, work: Callable[[Client], object]) -> None:
+    with Client(control) as client:
+        work(client)
 
 
 def id_from_cgroup(cgroup: CgroupPaths) -> str | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sysfsd.channel import packets
 from sysfsd.errors import SysfsdError, UsageError
@@ -15,35 +16,101 @@ from sysfsd.kernel import mounts, syscalls
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sysfsd.handover.store import Store
+
 FSTYPE = "fuse.sysfsd"
 _FLAGS = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
 _SO_SNDBUFFORCE = 32
 
 
+class Connection(NamedTuple):
+    """One connection to the kernel: a descriptor of ``/dev/fuse``, non-blocking, and its mount."""
+
+    device: int
+    mountpoint: str
+    resumed: bool
+    """Another process began it."""
+
+
 @contextmanager
-def opened() -> Iterator[int]:
-    """Yield a non-blocking descriptor of ``/dev/fuse``: one connection to the kernel."""
+def mounted(mountpoint: str, *, make: bool) -> Iterator[Connection]:
+    """Mount at a directory, and unmount on leaving; ``make`` the directory, or not.
+
+    Raises ``OSError``, and what `prepare_mountpoint` does.
+    """
+    with _mounted_anew(mountpoint, make=make) as connection:
+        try:
+            yield connection
+        finally:
+            unmount(mountpoint)
+
+
+@contextmanager
+def taken_over(store: Store, name: str, mountpoint: str) -> Iterator[Connection]:
+    """Go on with a predecessor's mount at a directory, or mount anew; leave it to a successor.
+
+    Raises as `mounted` does.
+    """
+    device = store.take(name)
+    if device is not None:
+        if _is_served_by(device, mountpoint):
+            try:
+                yield Connection(device, mountpoint, resumed=True)
+            finally:
+                os.close(device)
+            return
+        os.close(device)
+        store.drop(name)
+    with _mounted_anew(mountpoint, make=True) as connection:
+        store.keep(name, connection.device)
+        yield connection
+
+
+@contextmanager
+def _mounted_anew(mountpoint: str, *, make: bool) -> Iterator[Connection]:
+    """Mount without fusermount: we are root, and its AppArmor profile is one thing less in the way.
+
+    ``allow_other`` lets callers of any uid and user namespace in, ``default_permissions`` has the
+    kernel check owners and modes.
+    """
+    prepare_mountpoint(mountpoint, make=make)
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        yield device
+        options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
+        syscalls.mount("sysfsd", mountpoint, FSTYPE, _FLAGS, options)
+        yield Connection(device, mountpoint, resumed=False)
     finally:
         os.close(device)
 
 
-@contextmanager
-def mounted(device: int, mountpoint: str) -> Iterator[None]:
-    """Mount a connection at a directory, and unmount on leaving. Raises ``OSError``.
+def _is_served_by(device: int, mountpoint: str) -> bool:
+    """Whether a connection still stands and its mount is where it was.
 
-    Without fusermount: we are root, and its AppArmor profile is one thing less in the way.
-    ``allow_other`` lets callers of any uid and user namespace in, ``default_permissions`` has the
-    kernel check owners and modes.
+    Nothing of the mount is looked at but the mount table: nobody would answer yet.
     """
-    options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
-    syscalls.mount("sysfsd", mountpoint, FSTYPE, _FLAGS, options)
+    poller = select.poll()
+    poller.register(device, select.POLLIN)
+    # A connection that has ended says POLLERR (fuse_dev_poll).
+    if any(events & select.POLLERR for _, events in poller.poll(0)):
+        return False
+    there = mounts.mount_at(mounts.read_mounts(), _real(mountpoint))
+    return there is not None and there.fstype == FSTYPE
+
+
+def device_of(mountpoint: str) -> str:
+    """The ``st_dev`` of what is mounted there, as ``major:minor``; "" if nothing is."""
+    there = mounts.mount_at(mounts.read_mounts(), _real(mountpoint))
+    return "" if there is None else there.device
+
+
+def _real(mountpoint: str) -> str:
+    """Resolve all links on the way, without lstat(2) on what is there: it may not answer."""
+    directory, name = os.path.split(mountpoint)
+    path = os.path.join(os.path.realpath(directory), name)
     try:
-        yield
-    finally:
-        unmount(mountpoint)
+        return os.path.realpath(os.path.join(os.path.dirname(path), os.readlink(path)))
+    except OSError:  # no link
+        return path
 
 
 def unmount(mountpoint: str) -> None:
@@ -86,7 +153,7 @@ def prepare_mountpoint(mountpoint: str, *, make: bool) -> None:
             syscalls.umount(mountpoint, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
     if not os.path.isdir(mountpoint):
         raise UsageError(f"{mountpoint} is not a directory")
-    there = mounts.mount_at(mounts.read_mounts(), os.path.realpath(mountpoint))
+    there = mounts.mount_at(mounts.read_mounts(), _real(mountpoint))
     if there is not None and there.fstype == FSTYPE:
         raise SysfsdError(
             f"another sysfsd is mounted at {mountpoint}; stop it, or choose another directory"

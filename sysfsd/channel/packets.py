@@ -12,8 +12,8 @@ import struct
 from enum import IntEnum
 from typing import NamedTuple
 
-IN_HEADER = struct.Struct("=IIQQ")
-"""len, opcode, unique, nodeid; uid, gid, pid and padding follow."""
+IN_HEADER = struct.Struct("=IIQQI")
+"""len, opcode, unique, nodeid, uid; gid, pid and padding follow."""
 IN_HEADER_BYTES = 40
 OUT_HEADER = struct.Struct("=IiQ")
 """len, -errno, unique."""
@@ -26,11 +26,33 @@ _WRITE_FLAGS_AT = IN_HEADER_BYTES + 32
 _INIT_IN = struct.Struct("=IIIII")
 """major, minor, max_readahead, flags, flags2; kernels before 7.36 send no flags2."""
 _INIT_IN_SHORT_BYTES = 16
+_INIT_IN_BYTES = 64
 _INIT_OUT_MAX_WRITE = struct.Struct("=I")
 _INIT_OUT_MAX_WRITE_AT = OUT_HEADER.size + 20
 
 MARK = 1 << 63
-"""In the numbers of requests and nodes of a second mount behind the same relay."""
+"""In the numbers of nodes of a second mount behind the same relay."""
+
+UNIQUE_MARK = 1 << 62
+"""In the numbers of its requests. The bit above is the kernel's (FUSE_UNIQUE_RESEND)."""
+
+HANDLE = 1 << 62
+"""In the handles of files that are opened one by one. No number of a node has that bit."""
+
+HANDLE_LIFE_BITS = 20
+"""In those as well: which life of the file system gave them out; see `restore_handle`."""
+_HANDLE_LIFE_AT = 40
+
+_NOTIFY_RESEND = 7
+"""FUSE_NOTIFY_RESEND, since Linux 6.9: hand out again what was read and not answered."""
+
+_OUR_INIT = 1
+"""The number of an INIT of our own: the kernel's are even."""
+
+_INTERRUPTED = struct.Struct("=Q")
+
+LOST_AT_MOST = 1 << 13
+"""Requests that a predecessor may have had at once."""
 
 MAX_WRITE = 128 << 10
 """Bytes of one WRITE, and of one READ: 32 pages, what the kernel allows without FUSE_MAX_PAGES."""
@@ -94,7 +116,8 @@ class Opcode(IntEnum):
 
 UNANSWERED = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT})
 """Requests without a reply. Our inodes are numbers without state, so there is nothing to forget,
-and no handler takes long enough to be worth an interruption: the relay drops them."""
+and no handler takes long enough to be worth an interruption: what waits for its turn is given up,
+what is being worked on is not."""
 
 DIRECTORY_BY_HANDLE = frozenset({Opcode.READDIR, Opcode.READDIRPLUS})
 BY_HANDLE = frozenset({Opcode.READ, Opcode.WRITE}) | DIRECTORY_BY_HANDLE
@@ -131,6 +154,15 @@ class Request(NamedTuple):
     opcode: int
     unique: int
     node: int
+    uid: int
+
+    @property
+    def owner(self) -> int:
+        """Who is to wait if they ask too much: a container by its serial, else -1 and less: a uid.
+
+        The upper half of a node's number is whose it is (`filesystem.tree`).
+        """
+        return (self.node & ~MARK) >> 32 or ~self.uid
 
 
 class Reply(NamedTuple):
@@ -162,19 +194,71 @@ def put_node_in_handle(
         _HANDLE.pack_into(packet, IN_HEADER_BYTES, request.node)
 
 
+def handle_of(life: int, number: int) -> int:
+    """The handle of a file that is opened by itself, the ``number``-th in a process's life."""
+    return HANDLE | (life % (1 << HANDLE_LIFE_BITS)) << _HANDLE_LIFE_AT | number
+
+
+def restore_handle(packet: bytearray | memoryview, request: Request, life: int) -> None:
+    """Put the node in place of a handle that a predecessor gave out, and that we know nothing of.
+
+    Whoever has the file open may then read and write it still.
+    """
+    if request.opcode in {Opcode.READ, Opcode.WRITE}:
+        (handle,) = _HANDLE.unpack_from(packet, IN_HEADER_BYTES)
+        if (handle & ~MARK) >> _HANDLE_LIFE_AT != handle_of(life, 0) >> _HANDLE_LIFE_AT:
+            _HANDLE.pack_into(packet, IN_HEADER_BYTES, request.node)
+
+
 def mark(packet: bytearray | memoryview, request: Request) -> Request:
     """Mark a request of the second mount, so that its node and itself are nobody else's.
 
     The kernel counts requests from 2, and numbers of nodes it has from us, but for the root's.
     """
-    marked = request._replace(unique=request.unique | MARK, node=request.node | MARK)
+    marked = request._replace(unique=request.unique | UNIQUE_MARK, node=request.node | MARK)
     IN_HEADER.pack_into(packet, 0, *marked)
     return marked
 
 
 def unmark(packet: bytearray | memoryview, reply: Reply) -> None:
     """Take the mark from the reply to such a request."""
-    OUT_HEADER.pack_into(packet, 0, *reply._replace(unique=reply.unique & ~MARK))
+    OUT_HEADER.pack_into(packet, 0, *reply._replace(unique=reply.unique & ~UNIQUE_MARK))
+
+
+def init_request() -> bytes:
+    """Make the INIT with which a connection begins, for one that began in another process."""
+    body = _INIT_IN.pack(7, 38, MAX_WRITE, ACCEPTED_FLAGS, 0).ljust(_INIT_IN_BYTES, b"\0")
+    header = IN_HEADER.pack(IN_HEADER_BYTES + len(body), Opcode.INIT, _OUR_INIT, 0, 0)
+    return header.ljust(IN_HEADER_BYTES, b"\0") + body
+
+
+def is_ours(reply: Reply) -> bool:
+    """Whether that is the reply to `init_request`, which the kernel knows nothing of."""
+    return reply.unique == _OUR_INIT
+
+
+def resend() -> bytes:
+    """Make the notification that has the kernel send again what was not answered."""
+    return OUT_HEADER.pack(OUT_HEADER.size, _NOTIFY_RESEND, 0)
+
+
+def refusal(unique: int, number: int) -> bytes:
+    """Make a reply that is nothing but an errno."""
+    return OUT_HEADER.pack(OUT_HEADER.size, -number, unique)
+
+
+def lost_before(unique: int) -> range:
+    """Numbers of requests that a predecessor may have read, given the first that we read.
+
+    For kernels that cannot send again. They count up by 2, and hand out in that order.
+    """
+    return range(max(2, unique - 2 * LOST_AT_MOST), unique, 2)
+
+
+def interrupted(packet: bytearray | memoryview | bytes) -> int:
+    """The number of the request that an INTERRUPT is about."""
+    (unique,) = _INTERRUPTED.unpack_from(packet, IN_HEADER_BYTES)
+    return int(unique)
 
 
 def write_appended_at_start(packet: bytearray | memoryview, request: Request) -> None:

@@ -5,29 +5,42 @@ from __future__ import annotations
 import errno
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
 from sysfsd.channel import packets
+from sysfsd.channel.fairness import FairQueue
 from sysfsd.channel.packets import Opcode
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Hashable
 
     from sysfsd.channel.counters import ChannelCounters
     from sysfsd.channel.packets import Request
 
 MAX_IN_FLIGHT = 64
-"""Requests that pyfuse3 works on at once. The kernel queues the rest and makes callers wait, so
-a container that floods us costs no memory here. Must stay below pyfuse3's 99 worker tasks."""
+"""Requests that pyfuse3 works on at once. Must stay below pyfuse3's 99 worker tasks."""
+
+AT_ONCE = 4
+"""Those of them that are of one container, or of one user: others don't wait for more than that."""
+
+_MAX_WAITING_BYTES = 32 << 20
+_PACKET_OVERHEAD = 512
+"""Bytes of ours for each packet that waits, about: a small one takes no less."""
 
 _BATCH = 32
 """Packets copied before other tasks get their turn."""
 
 _GONE = frozenset({errno.ENODEV, errno.ECONNABORTED})
 """What reading the device says once the last mount is gone, or the connection was aborted."""
+
+
+class _InFlight(NamedTuple):
+    opcode: int
+    started_ns: int
+    owner: Hashable
 
 
 class Relay:
@@ -40,6 +53,10 @@ class Relay:
     ``second`` is the device of another mount of the same file system. The kernel remembers an
     ENOSYS per mount, so it may have files that are opened one by one. pyfuse3 serves one mount in a
     process; it gets those requests among the others, with `packets.MARK` in the number of the node.
+
+    A device in ``resumed`` is that of a connection which an earlier process began: pyfuse3 is told
+    what the kernel told that one, and the kernel sends again what that one did not answer. Handles
+    of the second mount that are not of this ``life`` arrive as nodes.
     """
 
     def __init__(
@@ -50,18 +67,26 @@ class Relay:
         *,
         node_in_handle: bool,
         second: int | None = None,
+        resumed: frozenset[int] = frozenset(),
+        life: int = 0,
         max_in_flight: int = MAX_IN_FLIGHT,
+        at_once: int = AT_ONCE,
     ) -> None:
         self._device = device
         self._server = server
         self._second = second
+        self._resumed = resumed
+        self._life = life
         self._node_in_handle = node_in_handle
         self._agreed = trio.Event()
         self._agreement = b""
         self._max_in_flight = max_in_flight
-        self._in_flight: dict[int, tuple[int, int]] = {}
+        self._in_flight: dict[int, _InFlight] = {}
+        self._waiting: FairQueue[bytes] = FairQueue(at_once)
+        self._waiting_bytes = 0
         self._room = trio.Event()
-        self._sending = trio.Lock()
+        self._unsent: bytes | None = None
+        self._stuck = trio.Event()
         self.counters = counters
         self.ended = trio.Event()
         """Set once the kernel's side is gone."""
@@ -69,7 +94,7 @@ class Relay:
     @property
     def in_flight(self) -> int:
         """Requests read from the kernel and not answered yet."""
-        return len(self._in_flight)
+        return len(self._in_flight) + len(self._waiting)
 
     def stats(self) -> dict[str, object]:
         """What went through so far."""
@@ -79,48 +104,48 @@ class Relay:
         """Relay until the file system is unmounted everywhere."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._relay_replies)
+            nursery.start_soon(self._send_when_possible)
             if self._second is not None:
                 nursery.start_soon(self._relay_second, self._second)
-            await self._relay_requests()
+            await self._relay_first()
             self.ended.set()
             nursery.cancel_scope.cancel()
 
-    async def _relay_requests(self) -> None:
-        async def take(request: Request, packet: memoryview) -> None:
+    async def _relay_first(self) -> None:
+        def take(request: Request, packet: memoryview) -> None:
             if request.opcode == Opcode.INIT:
                 packets.limit_init_request(packet, len(packet))
             elif self._node_in_handle:
                 packets.put_node_in_handle(packet, request)
-            await self._pass_on(request, packet)
+            self._queue(request, packet)
 
+        if self._device in self._resumed:
+            init = packets.init_request()
+            self._queue(packets.parse_request(init), memoryview(init))
+            await self._agreed.wait()
         await self._each_request(self._device, take)
 
     async def _relay_second(self, device: int) -> None:
-        async def take(request: Request, packet: memoryview) -> None:
-            if request.opcode == Opcode.INIT:
-                # Both mounts get what pyfuse3 said to the first; it would take another for its own.
-                reply = bytearray(self._agreement)
-                packets.OUT_HEADER.pack_into(reply, 0, len(reply), 0, request.unique)
-                os.write(device, reply)
-                return
+        def take(request: Request, packet: memoryview) -> None:
             marked = packets.mark(packet, request)
             packets.put_node_in_handle(packet, marked, packets.DIRECTORY_BY_HANDLE)
+            packets.restore_handle(packet, marked, self._life)
             packets.write_appended_at_start(packet, marked)
-            await self._pass_on(marked, packet)
+            self._queue(marked, packet)
 
         await self._agreed.wait()
         await self._each_request(device, take)
 
-    async def _each_request(
-        self, device: int, take: Callable[[Request, memoryview], Awaitable[None]]
-    ) -> None:
+    async def _each_request(self, device: int, take: Callable[[Request, memoryview], None]) -> None:
         """Take what the kernel asks and waits for, until its side is gone."""
+        lost = device in self._resumed and not self._send_again(device)
+        mark = packets.UNIQUE_MARK if device == self._second else 0
         buffer = bytearray(packets.BUFFER_BYTES)
         view = memoryview(buffer)
         while True:
             await trio.lowlevel.wait_readable(device)
             for _ in range(_BATCH):
-                while len(self._in_flight) >= self._max_in_flight:
+                while self._waiting_bytes >= _MAX_WAITING_BYTES:
                     if self._room.is_set():
                         self._room = trio.Event()
                     await self._room.wait()
@@ -135,24 +160,76 @@ class Relay:
                         continue
                     raise
                 request = packets.parse_request(buffer)
+                if lost:
+                    lost = False
+                    for unique in packets.lost_before(request.unique):
+                        self._write(device, packets.refusal(unique, errno.EINTR))
                 self.counters.of(request.opcode).requests += 1
-                if request.opcode not in packets.UNANSWERED:
-                    await take(request, view[:length])
+                if request.opcode == Opcode.INTERRUPT:
+                    self._interrupt(device, packets.interrupted(buffer), mark)
+                elif request.opcode == Opcode.INIT and self._agreed.is_set():
+                    # Both mounts get what pyfuse3 said to the first, and one that was not told in
+                    # an earlier life; it would take another for its own.
+                    reply = bytearray(self._agreement)
+                    packets.OUT_HEADER.pack_into(reply, 0, len(reply), 0, request.unique)
+                    self._write(device, reply)
+                elif request.opcode not in packets.UNANSWERED:
+                    take(request, view[:length])
 
-    async def _pass_on(self, request: Request, packet: memoryview) -> None:
-        self._in_flight[request.unique] = (request.opcode, time.perf_counter_ns())
-        self.counters.most_in_flight = max(self.counters.most_in_flight, len(self._in_flight))
-        await self._send(packet)
+    def _send_again(self, device: int) -> bool:
+        """Have the kernel send again what was lost; False if it does not know how to."""
+        try:
+            os.write(device, packets.resend())
+        except OSError as error:
+            return error.errno != errno.EINVAL
+        return True
 
-    async def _send(self, packet: memoryview) -> None:
-        async with self._sending:  # only one task may wait for a socket
-            while True:
+    def _interrupt(self, device: int, unique: int, mark: int) -> None:
+        """Answer a request that has not had its turn: killed callers are not to wait for it."""
+        packet = self._waiting.give_up(unique | mark)
+        if packet is not None:
+            self._unqueue(packet)
+            self._write(device, packets.refusal(unique, errno.EINTR))
+
+    def _queue(self, request: Request, packet: memoryview) -> None:
+        self._waiting.push(request.owner, request.unique, bytes(packet))
+        self._waiting_bytes += len(packet) + _PACKET_OVERHEAD
+        self._pass_on()
+
+    def _unqueue(self, packet: bytes) -> None:
+        self._waiting_bytes -= len(packet) + _PACKET_OVERHEAD
+        if self._waiting_bytes < _MAX_WAITING_BYTES:
+            self._room.set()
+
+    def _pass_on(self) -> None:
+        """Hand pyfuse3 whatever may have its turn."""
+        while self._unsent is None and len(self._in_flight) < self._max_in_flight:
+            chosen = self._waiting.pop()
+            if chosen is None:
+                return
+            owner, unique, packet = chosen
+            self._unqueue(packet)
+            opcode = packets.parse_request(packet).opcode
+            self._in_flight[unique] = _InFlight(opcode, time.perf_counter_ns(), owner)
+            self.counters.most_in_flight = max(self.counters.most_in_flight, len(self._in_flight))
+            try:
+                self._server.send(packet)
+            except BlockingIOError:
+                self._unsent = packet
+                self._stuck.set()
+
+    async def _send_when_possible(self) -> None:
+        while True:
+            await self._stuck.wait()
+            self._stuck = trio.Event()
+            while self._unsent is not None:
+                await trio.lowlevel.wait_writable(self._server)
                 try:
-                    self._server.send(packet)
+                    self._server.send(self._unsent)
                 except BlockingIOError:
-                    await trio.lowlevel.wait_writable(self._server)
-                else:
-                    return
+                    continue
+                self._unsent = None
+            self._pass_on()
 
     async def _relay_replies(self) -> None:
         buffer = bytearray(packets.BUFFER_BYTES)
@@ -167,24 +244,33 @@ class Relay:
                 if length == 0:
                     return
                 reply = packets.parse_reply(buffer)
-                opcode, started = self._in_flight.pop(reply.unique, (0, 0))
-                if opcode == Opcode.INIT:
+                asked = self._in_flight.pop(reply.unique, None)
+                ours = False
+                if asked is not None and asked.opcode == Opcode.INIT:
                     packets.limit_init_reply(buffer, length)
                     self._agreement = bytes(view[:length])
                     self._agreed.set()
+                    ours = packets.is_ours(reply)
                 device = self._device
-                if self._second is not None and reply.unique & packets.MARK:
+                if self._second is not None and reply.unique & packets.UNIQUE_MARK:
                     packets.unmark(buffer, reply)
                     device = self._second
-                try:
-                    os.write(device, view[:length])
-                except OSError as error:
-                    if error.errno in _GONE and device == self._device:
-                        return
-                    if error.errno not in {errno.ENOENT, *_GONE}:
-                        raise
-                    self.counters.lost_replies += 1  # the caller was killed meanwhile
-                if opcode:
-                    elapsed = time.perf_counter_ns() - started
-                    self.counters.answered(opcode, elapsed, error=reply.error)
-                self._room.set()
+                if not ours and not self._write(device, view[:length]):
+                    return
+                if asked is not None:
+                    elapsed = time.perf_counter_ns() - asked.started_ns
+                    self.counters.answered(asked.opcode, elapsed, error=reply.error)
+                    self._waiting.done(asked.owner)
+                    self._pass_on()
+
+    def _write(self, device: int, reply: bytearray | memoryview | bytes) -> bool:
+        """Answer the kernel; False if the (first) mount is gone."""
+        try:
+            os.write(device, reply)
+        except OSError as error:
+            if error.errno in _GONE and device == self._device:
+                return False
+            if error.errno not in {errno.ENOENT, *_GONE}:
+                raise
+            self.counters.lost_replies += 1  # the caller was killed meanwhile
+        return True

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sysfsd.errors import InvalidRequest
+from sysfsd.facts.cpu import TICKS_PER_SECOND
 from sysfsd.policy import DEFAULT, Policy
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ class ContainerRecord:
     domain: int | None = None
     """Its init's execution domain as of then, where that makes a difference."""
     policy: Policy = DEFAULT
+
+    @property
+    def start_ticks(self) -> int:
+        """The same as ``started``, as /proc/<pid>/stat has it: with the pid, nobody else's."""
+        return round(self.started * TICKS_PER_SECOND)
 
 
 def check_id(value: object) -> str:

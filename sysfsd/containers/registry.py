@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from dataclasses import dataclass, field, replace
@@ -12,18 +13,24 @@ import psutil
 import structlog
 import trio
 
+from sysfsd.containers import saved as saved_records
 from sysfsd.containers.belonging import innermost
 from sysfsd.containers.record import ContainerRecord
 from sysfsd.errors import ContainerExists, InvalidRequest
 from sysfsd.facts.host import process_started
 from sysfsd.facts.placement import placement_of
 from sysfsd.kernel import namespaces, personality
+from sysfsd.kernel.procfs import is_running
 from sysfsd.policy import DEFAULT, Policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from sysfsd.documents import Documents
     from sysfsd.kernel.namespaces import UsernsKey
+
+_LAST = "last"
+"""Not a record, but the last serial."""
 
 _log = structlog.get_logger(__name__)
 
@@ -47,13 +54,22 @@ class Registry:
 
     Each record has one task, in the nursery given, that waits for its pidfd. ``on_gone`` is called
     with every record that goes.
+
+    Records are also in ``saved``, written before anybody is told of them: a successor goes on with
+    them (`restore`). There they go when their container does, and not when we do.
     """
 
     def __init__(
-        self, nursery: trio.Nursery, proc: str = "/proc", *, policy: Policy = DEFAULT
+        self,
+        nursery: trio.Nursery,
+        proc: str = "/proc",
+        *,
+        policy: Policy = DEFAULT,
+        saved: Documents | None = None,
     ) -> None:
         """Make an empty one; `policy` is what holds where nobody decides otherwise."""
         self._nursery = nursery
+        self._saved = saved
         self._proc = proc
         self._policy = policy
         self._by_id: dict[str, _Entry] = {}
@@ -100,7 +116,9 @@ class Registry:
             if known.record.pid == pid:
                 if settings:
                     policy = known.record.policy.with_settings(settings)
-                    known.record = replace(known.record, policy=policy)
+                    record = replace(known.record, policy=policy)
+                    self._save(record)
+                    known.record = record
                 return known.record
             raise ContainerExists(
                 f"a container {container} is registered and runs (pid {known.record.pid}); "
@@ -108,10 +126,40 @@ class Registry:
             )
         policy = self._policy.with_settings(settings or {})
         entry = self._read_entry(container, pid, pidfd, policy)
+        try:
+            self._save(entry.record)
+        except OSError:
+            os.close(entry.pidfd)
+            os.close(entry.userns_fd)
+            raise
         if known is not None:
             self._remove(known, "container gone")
         self._add(entry)
+        _log.info("container registered", container=container, pid=pid)
         return entry.record
+
+    def restore(self) -> list[tuple[ContainerRecord, int]]:
+        """Go on with a predecessor's records; returns those whose containers live.
+
+        With each comes its pidfd, which is the registry's.
+        """
+        if self._saved is None:
+            return []
+        documents = self._saved.all()
+        last = documents.pop(_LAST, {}).get("serial", 0)
+        self._last_serial = last if type(last) is int else 0
+        restored = []
+        for name, document in documents.items():
+            try:
+                restored.append(self._reopen(saved_records.decode(document)))
+            except (OSError, ValueError) as error:
+                _log.info("container gone meanwhile", record=name, reason=str(error))
+                self._saved.remove(name)
+        restored.sort(key=lambda entry: entry.record.serial)
+        for entry in restored:
+            self._last_serial = max(self._last_serial, entry.record.serial)
+            self._add(entry)
+        return [(entry.record, entry.pidfd) for entry in restored]
 
     def release(self, container: str) -> None:
         """Drop a record while its container may still run; unknown ids are fine."""
@@ -179,6 +227,31 @@ class Registry:
         )
         return _Entry(record, kept_pidfd, userns_fd)
 
+    def _reopen(self, record: ContainerRecord) -> _Entry:
+        """Find the container of a saved record again; raises OSError if it is gone."""
+        with contextlib.ExitStack() as stack:
+            pidfd = os.pidfd_open(record.pid)
+            stack.callback(os.close, pidfd)
+            userns_fd = namespaces.open_namespace(record.pid, "user", self._proc)
+            stack.callback(os.close, userns_fd)
+            key = namespaces.namespace_key(userns_fd)
+            same = record.userns == (None if key == self._own_userns else key)
+            # By number and start it is that process, and as long as the pidfd is alive it was.
+            if (
+                not same
+                or not is_running(record.pid, record.start_ticks, self._proc)
+                or not namespaces.pidfd_alive(pidfd)
+            ):
+                raise ProcessLookupError(errno.ESRCH, "its process is gone")
+            stack.pop_all()
+        return _Entry(record, pidfd, userns_fd)
+
+    def _save(self, record: ContainerRecord) -> None:
+        if self._saved is not None:
+            # First: whatever happens, the kernel never hears the same serial for two.
+            self._saved.put(_LAST, {"serial": self._last_serial})
+            self._saved.put(str(record.serial), saved_records.encode(record))
+
     def _add(self, entry: _Entry) -> None:
         record = entry.record
         self._by_id[record.id] = self._by_serial[record.serial] = entry
@@ -186,7 +259,6 @@ class Registry:
             self._by_userns.setdefault(record.userns, []).append(entry)
         self._touch()
         self._nursery.start_soon(self._watch, entry, name=f"watch {record.id}")
-        _log.info("container registered", container=record.id, pid=record.pid)
 
     async def _watch(self, entry: _Entry) -> None:
         # The descriptors are closed here and nowhere else: never while somebody waits for them.
@@ -218,6 +290,8 @@ class Registry:
             except Exception:  # noqa: BLE001 - the end of one container is not that of all
                 _log.exception("not all of a container's is gone", container=record.id)
         if reason is not None:
+            if self._saved is not None:
+                self._saved.remove(str(record.serial))
             _log.info(reason, container=record.id, pid=record.pid)
 
     def _touch(self) -> None:

@@ -12,13 +12,15 @@ import structlog
 import trio
 
 from sysfsd.containers import ranges
+from sysfsd.containers.ranges import IdRange
 from sysfsd.errors import ContainerExists, InvalidRequest, NoRangeLeft
 from sysfsd.kernel import namespaces
+from sysfsd.kernel.procfs import is_running, parse_task_stat, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from sysfsd.containers.ranges import IdRange
+    from sysfsd.documents import Documents
 
 _log = structlog.get_logger(__name__)
 
@@ -27,6 +29,8 @@ _log = structlog.get_logger(__name__)
 class _Reservation:
     """``create`` is a pidfd of the runtime's create process, ``init`` of the container's."""
 
+    name: str
+    """Nobody else's, in this boot: the create process by pid and start."""
     container: str
     range: IdRange
     create: int
@@ -42,6 +46,9 @@ class Reservations:
 
     It stays the container's for as long as the create process lives, and then for as long as the
     init does that was registered meanwhile. Each reservation has one task in the nursery given.
+
+    They are also in ``saved``, for a successor (`restore`): until the container has its user
+    namespace, nothing else says that a range is taken.
     """
 
     def __init__(
@@ -52,7 +59,9 @@ class Reservations:
         subuid: str = "/etc/subuid",
         subgid: str = "/etc/subgid",
         proc: str = "/proc",
+        saved: Documents | None = None,
     ) -> None:
+        self._saved = saved
         self._nursery = nursery
         self._user = user
         self._files = (subuid, subgid)
@@ -79,24 +88,70 @@ class Reservations:
         Raises ``NoRangeLeft`` with the lines to add, ``ContainerExists`` while the container runs.
         """
         try:
-            namespaces.pidfd_pid(create, self._proc)
+            pid = namespaces.pidfd_pid(create, self._proc)
         except OSError:
             raise InvalidRequest("reserve needs a pidfd of a live create process") from None
         former = self._by_id.get(container)
         if former is not None and former.init is not None and namespaces.pidfd_alive(former.init):
             raise ContainerExists(f"a container {container} runs already; choose another id")
-        reservation = _Reservation(container, self._choose(), os.dup(create))
-        self._last = reservation.range
-        self._by_id[container] = reservation
-        self._reservations.add(reservation)
-        self._nursery.start_soon(self._watch, reservation, name=f"range of {container}")
-        return reservation.range
+        if former is not None and former.init is None and self._is(former.create, pid):
+            return former.range  # it had no answer, since a predecessor of ours ended
+        chosen, name = self._choose(), ""
+        if self._saved is not None:
+            name = _name(pid, self._proc)
+            self._save(name, container, chosen, None)
+        self._add(_Reservation(name, container, chosen, os.dup(create)))
+        return chosen
+
+    def restore(self) -> None:
+        """Go on with those of a predecessor that are held."""
+        if self._saved is None:
+            return
+        for name, document in self._saved.all().items():
+            try:
+                container, init = str(document["container"]), document["init"]
+                chosen = IdRange(*(int(each) for each in document["range"]))
+                create = _reopen(name, self._proc)
+                if init is None and create is None:
+                    raise ValueError("never became a container")
+                # One that is over is as good as any other that is.
+                init_fd = None if init is None else _reopen(str(init), self._proc)
+                if create is None and init_fd is None:
+                    raise ValueError("its container is gone")
+            except (LookupError, TypeError, ValueError) as error:
+                _log.debug("range free meanwhile", reservation=name, reason=str(error))
+                self._saved.remove(name)
+                continue
+            if create is None:
+                assert init_fd is not None
+                create = os.dup(init_fd)
+            self._add(_Reservation(name, container, chosen, create, init_fd))
 
     def bind(self, container: str, init: int) -> None:
         """Let a container's range live as long as its init; containers without one are fine."""
         reservation = self._by_id.get(container)
         if reservation is not None and reservation.init is None:
+            if self._saved is not None:
+                with contextlib.suppress(OSError):  # gone already, and its range soon
+                    name = _name(namespaces.pidfd_pid(init, self._proc), self._proc)
+                    self._save(reservation.name, container, reservation.range, name)
             reservation.init = os.dup(init)
+
+    def _is(self, pidfd: int, pid: int) -> bool:
+        try:
+            return namespaces.pidfd_pid(pidfd, self._proc) == pid
+        except OSError:
+            return False
+
+    def _add(self, reservation: _Reservation) -> None:
+        self._last = reservation.range
+        self._by_id[reservation.container] = reservation
+        self._reservations.add(reservation)
+        self._nursery.start_soon(self._watch, reservation, name=f"range of {reservation.container}")
+
+    def _save(self, name: str, container: str, chosen: IdRange, init: str | None) -> None:
+        if self._saved is not None:
+            self._saved.put(name, {"container": container, "range": list(chosen), "init": init})
 
     def _choose(self) -> IdRange:
         known = self._configured()
@@ -150,6 +205,8 @@ class Reservations:
             await trio.lowlevel.wait_readable(reservation.create)
             if reservation.init is not None:
                 await trio.lowlevel.wait_readable(reservation.init)
+            if self._saved is not None:  # not when it is we who end
+                self._saved.remove(reservation.name)
         finally:
             self._reservations.discard(reservation)
             if self._by_id.get(reservation.container) is reservation:
@@ -160,6 +217,24 @@ class Reservations:
             if reservation.init is not None:
                 os.close(reservation.init)
             _log.debug("range free", container=reservation.container)
+
+
+def _name(pid: int, proc: str) -> str:
+    """A process, as the name of a document: ``<pid>-<start>``."""
+    return f"{pid}-{parse_task_stat(read_text(f'{proc}/{pid}/stat')).start_ticks}"
+
+
+def _reopen(name: str, proc: str) -> int | None:
+    """A pidfd of a process named so; None if it is gone. Raises ValueError for another name."""
+    pid, start = (int(each) for each in name.split("-"))
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    if is_running(pid, start, proc) and namespaces.pidfd_alive(pidfd):
+        return pidfd
+    os.close(pidfd)
+    return None
 
 
 def _read(path: str) -> str:

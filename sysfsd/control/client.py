@@ -15,15 +15,19 @@ from sysfsd.errors import DaemonUnavailable, InvalidRequest, PeerDenied
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
+    from typing import TypeVar
 
     from sysfsd.control.protocol import Message
+
+    T = TypeVar("T")
 
 DEFAULT_TIMEOUT = 5.0
 """Seconds one request may take, from sending it to the end of its reply."""
 
-_SO_PEERPIDFD = 77  # asm-generic/socket.h, since Linux 6.5
+_DAEMONS = 4
+"""So many are asked, one after the other, as each ends."""
 
 
 class Client:
@@ -37,26 +41,7 @@ class Client:
         self.path = path
         self._timeout = timeout
         self._pending = b""
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        # Not settimeout(), which makes connect(2) fail at once (EAGAIN) while many containers start
-        # together and the daemon's backlog is full; this way it waits its turn (unix(7)).
-        self._socket.setsockopt(
-            socket.SOL_SOCKET,
-            socket.SO_SNDTIMEO,
-            struct.pack("@ll", int(timeout), int(timeout % 1 * 1_000_000)),
-        )
-        try:
-            self._socket.connect(path)
-        except PermissionError:
-            self._socket.close()
-            raise PeerDenied(f"only root may talk to the sysfsd daemon at {path}") from None
-        except OSError as error:
-            self._socket.close()
-            reason = error.strerror or str(error)
-            raise DaemonUnavailable(
-                f"the sysfsd daemon does not answer at {path} ({reason}); "
-                "start it with: systemctl start sysfsd (or: sysfsd serve)"
-            ) from None
+        self._socket = self._connect()
 
     def __enter__(self) -> Client:
         return self
@@ -70,36 +55,89 @@ class Client:
         self._socket.close()
 
     def call(self, method: str, parameters: Message, fds: Sequence[int] = ()) -> Message:
-        """Send one request, with descriptors riding along, and return its result."""
+        """Send one request, with descriptors riding along, and return its result.
+
+        To a successor as well, if the daemon ends before it has answered: doing any of our requests
+        twice comes to the same.
+        """
         deadline = time.monotonic() + self._timeout
         data = protocol.request(method, parameters)
+        for left in reversed(range(_DAEMONS)):
+            try:
+                sent = self._socket.sendmsg([data], _rights(fds)) if fds else 0
+                self._socket.sendall(data[sent:])
+                return protocol.parse_reply(self._read_line(deadline))
+            except OSError as error:  # a time-out is one, too
+                if left and isinstance(error, ConnectionError):
+                    self._socket.close()
+                    self._pending = b""
+                    self._socket = self._connect()
+                    continue
+                raise self._gone(method, error.strerror or str(error)) from None
+        raise AssertionError
+
+    def with_daemon(self, work: Callable[[int, Message], T]) -> T:
+        """Do something with a pidfd of the daemon, and what it says of itself (``hello``).
+
+        Once more with its successor's if it has ended: then system calls say ESRCH.
+
+        Not with SO_PEERPIDFD's: the process that listened first is dead, or systemd, when this one
+        goes on with its socket (unix(7)). The daemon says its pid, and it was nobody else's at that
+        moment if the connection, whose other end it alone has, still stands.
+        """
+        for left in reversed(range(_DAEMONS)):
+            hello = self.call("hello", {})
+            try:
+                pidfd = os.pidfd_open(hello["pid"])
+                try:
+                    if not self._has_ended():
+                        return work(pidfd, hello)
+                finally:
+                    os.close(pidfd)
+            except ProcessLookupError:
+                if not left:
+                    raise
+        raise self._gone("hello", "it ends again and again")
+
+    def _connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        # Not settimeout(), which makes connect(2) fail at once (EAGAIN) while many containers start
+        # together and the daemon's backlog is full; this way it waits its turn (unix(7)).
+        connection.setsockopt(
+            socket.SOL_SOCKET,
+            socket.SO_SNDTIMEO,
+            struct.pack("@ll", int(self._timeout), int(self._timeout % 1 * 1_000_000)),
+        )
         try:
-            sent = self._socket.sendmsg([data], _rights(fds)) if fds else 0
-            self._socket.sendall(data[sent:])
-            line = self._read_line(deadline)
-        except OSError as error:  # a time-out is one, too
+            connection.connect(self.path)
+        except PermissionError:
+            connection.close()
+            raise PeerDenied(f"only root may talk to the sysfsd daemon at {self.path}") from None
+        except OSError as error:
+            connection.close()
             reason = error.strerror or str(error)
             raise DaemonUnavailable(
-                f"the sysfsd daemon at {self.path} did not answer {method!r} ({reason}); "
-                "look at its log, or restart it: systemctl restart sysfsd"
+                f"the sysfsd daemon does not answer at {self.path} ({reason}); "
+                "start it with: systemctl start sysfsd (or: sysfsd serve)"
             ) from None
-        return protocol.parse_reply(line)
+        return connection
 
-    def daemon_pidfd(self) -> int:
-        """A pidfd of the daemon: the process that listens at the other end (unix(7))."""
+    def _has_ended(self) -> bool:
+        self._socket.setblocking(False)
         try:
-            return self._socket.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+            return not self._pending and not self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
         except OSError:
-            # Before Linux 6.5 only the number is known. It is the daemon's as long as the
-            # connection stands, and that is asked right after.
-            credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-            pidfd = os.pidfd_open(int.from_bytes(credentials[:4], "little"))
-            try:
-                self.call("hello", {})
-            except BaseException:
-                os.close(pidfd)
-                raise
-            return pidfd
+            return True
+        finally:
+            self._socket.setblocking(True)
+
+    def _gone(self, method: str, reason: str) -> DaemonUnavailable:
+        return DaemonUnavailable(
+            f"the sysfsd daemon at {self.path} did not answer {method!r} ({reason}); "
+            "look at its log, or restart it: systemctl restart sysfsd"
+        )
 
     def _read_line(self, deadline: float) -> bytes:
         while b"\n" not in self._pending:

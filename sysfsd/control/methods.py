@@ -137,7 +137,6 @@ class Methods:
             # Before its first process counts its CPUs.
             await self._pinner.settle()
         return {
-            "mountpoint": self._hello["mountpoint"],
             "directory": f"containers/{container}",
             "views": [*self._points, *(node.path for node in sysctls)],
             "binds": {

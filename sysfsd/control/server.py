@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import stat
 import struct
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from sysfsd.control.protocol import Message
+    from sysfsd.handover.store import Store
     from sysfsd.log import RateLimit
 
     Method: TypeAlias = Callable[[Message, Sequence[int]], Awaitable[Message]]
@@ -43,26 +45,57 @@ _log = structlog.get_logger(__name__)
 
 
 @contextlib.contextmanager
-def listening(path: str) -> Iterator[socket.socket]:
-    """Listen at a path, replacing what a predecessor left; for root only.
+def listening(path: str, store: Store, *, keep: bool) -> Iterator[socket.socket]:
+    """Listen at a path, for root only, and leave the socket to a successor.
 
-    Whoever calls this has made sure that the predecessor is gone.
+    That of a predecessor, or of systemd, whose queue may have clients in it that wait for us; else
+    a new one in place of whatever is there. Whoever calls this has made sure that the predecessor
+    is gone. With ``keep`` a new one is put into the store, as ``control``.
     """
+    listener = _former_listener(path, store)
+    if listener is None:
+        listener = _new_listener(path)
+        if keep:
+            store.keep("control", listener.fileno())
+    with listener:
+        # Once more, so that clients are told who we are (SO_PEERPIDFD; unix_listen).
+        listener.listen(MAX_CONNECTIONS)
+        yield listener
+
+
+def stop_listening(path: str) -> None:
+    """Have nobody find us any more: clients are to be told at once that we are gone."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _former_listener(path: str, store: Store) -> socket.socket | None:
+    fd = store.take("control")
+    if fd is None:
+        return None
+    listener = socket.socket(fileno=fd)
+    listener.setblocking(True)
+    if listener.family == socket.AF_UNIX and listener.getsockname() == path:
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.lstat(path).st_mode):
+                return listener
+    listener.close()
+    return None
+
+
+def _new_listener(path: str) -> socket.socket:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with listener:
-        former = os.umask(0o177)
-        try:
-            listener.bind(path)
-        finally:
-            os.umask(former)
-        listener.listen(MAX_CONNECTIONS)
-        try:
-            yield listener
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+    former = os.umask(0o177)
+    try:
+        listener.bind(path)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.umask(former)
+    return listener
 
 
 class ControlServer:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pyfuse3
 
+from sysfsd.channel.packets import HANDLE, handle_of
 from sysfsd.errors import NoSuchContainer, NoSuchView
 from sysfsd.filesystem import attributes
 from sysfsd.filesystem.attributes import HOST_ROOT, Owner
@@ -79,8 +80,11 @@ class PinnedOperations(Operations):
         renderer: Renderer,
         sysctls: Store,
         limit: RateLimit,
+        life: int = 0,
     ) -> None:
+        """Make it; no two processes with the same mount have the same `life`."""
         super().__init__(limit)
+        self._life = life
         self._sysctls = sysctls
         self._tree = tree
         self._registry = registry
@@ -140,11 +144,11 @@ class PinnedOperations(Operations):
         handle = self._opened.add(owner, _Open(inode, elsewhere is not None, elsewhere))
         if handle is None:
             raise pyfuse3.FUSEError(errno.EMFILE)
-        return pyfuse3.FileInfo(fh=EXACT | handle, direct_io=True)
+        return pyfuse3.FileInfo(fh=EXACT | handle_of(self._life, handle), direct_io=True)
 
     async def release(self, fh: int) -> None:
         """Close an exact file."""
-        self._opened.close(fh & ~EXACT)
+        self._opened.close(self._number_of(fh))
 
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         """The same for directories (FUSE_NO_OPENDIR_SUPPORT)."""
@@ -165,7 +169,7 @@ class PinnedOperations(Operations):
 
         Files of views are 0444, but root's capabilities get it past open(2).
         """
-        opened = self._opened.get(fh & ~EXACT) if fh & EXACT else None
+        opened = self._opened_by(fh) if fh & EXACT else None
         record, node = self._resolve(fh if opened is None else opened.inode)
         if opened is None or node.sysctl is None:
             raise pyfuse3.FUSEError(errno.EACCES)
@@ -200,10 +204,23 @@ class PinnedOperations(Operations):
             if not pyfuse3.readdir_reply(token, name, entry, position):
                 break
 
-    def _read_exact(self, fh: int, off: int) -> bytes:
-        opened = self._opened.get(fh & ~EXACT)
+    def _number_of(self, fh: int) -> int:
+        """The number of an open exact file; 0, which none has, if it was opened in another life."""
+        return fh ^ (EXACT | handle_of(self._life, 0)) if fh & HANDLE else 0
+
+    def _opened_by(self, fh: int) -> _Open:
+        """What is open; by the number of a node if it was opened in another life.
+
+        Whoever was elsewhere could open it for reading only, and reads what the container's own
+        processes do from then on.
+        """
+        opened = self._opened.get(self._number_of(fh)) if fh & HANDLE else _Open(fh, False)
         if opened is None:
             raise pyfuse3.FUSEError(errno.EBADF)
+        return opened
+
+    def _read_exact(self, fh: int, off: int) -> bytes:
+        opened = self._opened_by(fh)
         if opened.data is None or (off == 0 and not opened.elsewhere):
             record, node = self._resolve(opened.inode)
             opened.data, _ = self._renderer_of(record, node)()

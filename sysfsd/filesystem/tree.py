@@ -42,15 +42,6 @@ CONTAINERS_INODE = 2
 ROOT_NODE = 1
 """The top of a container's subtree. In ``sysfsd mount`` it is the mount's root as well."""
 
-_LINK_SLOTS = 768
-"""Links have slots from here on."""
-
-_FILE_SLOTS = 1 << 10
-"""Views have slots from here on, in the order of their table, directories below."""
-
-_SYSCTL_SLOTS = 1 << 11
-"""And sysctls from here on."""
-
 
 class InodeParts(NamedTuple):
     """Whose file, and which."""
@@ -111,13 +102,28 @@ def members_in(listing: bytes) -> tuple[int, ...]:
     return parse_cpu_list(listing.decode("ascii"))
 
 
+class _Numbers:
+    """Which slot a path has: a directory's ends in ``/``, that of a kind of links in ``@``."""
+
+    def __init__(self, former: Mapping[str, int]) -> None:
+        self.all = dict(former)
+        self._last = max(former.values(), default=ROOT_NODE)
+
+    def of(self, path: str) -> int:
+        """Its own, or the next that none ever had."""
+        number = self.all.get(path)
+        if number is None:
+            number = self.all[path] = self._last = self._last + 1
+            if number > _SLOT_MASK:
+                raise ValueError("no numbers left for files")
+        return number
+
+
 class Tree:
     """The files and directories that containers have.
 
-    Numbers depend on the order of the table of views, and on which of them this host has (`known`):
-    appending to the table changes none. Where members are asked
-    for, they are those of the container whose tree is looked at, by the path of the view that
-    lists them.
+    Where members are asked for, they are those of the container whose tree is looked at, by the
+    path of the view that lists them.
     """
 
     def __init__(
@@ -125,15 +131,24 @@ class Tree:
         views: Sequence[View | Family],
         known: Callable[[View | Family], bool] = lambda _view: True,
         links: Sequence[Links] = (),
-        sysctls: Mapping[int, Sysctl] | None = None,
+        sysctls: Sequence[Sysctl] = (),
+        numbers: Mapping[str, int] | None = None,
     ) -> None:
-        """Make one; `sysctls` are those to be emulated, by their positions in their table."""
+        """Make one; `sysctls` are those to be emulated.
+
+        ``numbers`` are those of a tree before (`numbers` of it): what has one keeps it, since the
+        kernel knows files by them, and no other gets it. Raises ValueError when there are too many.
+        """
         self._root = _Slot(ROOT_NODE, "")
         self._slots: dict[int, _Slot] = {ROOT_NODE: self._root}
+        self._numbers = _Numbers(numbers or {})
         directories = {"": self._root}
+        self.views = tuple(view for view in views if known(view))
+        """The views that there are."""
+        self.sysctls = tuple(sysctls)
+        """The sysctls that there are."""
         numbered: list[tuple[int, View | Family | Sysctl]] = [
-            *((_FILE_SLOTS + at, view) for at, view in enumerate(views) if known(view)),
-            *((_SYSCTL_SLOTS + at, node) for at, node in (sysctls or {}).items()),
+            (self._numbers.of(view.path), view) for view in (*self.views, *self.sysctls)
         ]
         for number, view in numbered:
             parent = self._root
@@ -142,7 +157,7 @@ class Tree:
                 path = "/".join(names[: depth + 1])
                 child = directories.get(path)
                 if child is None:
-                    child = _Slot(ROOT_NODE + len(directories), path)
+                    child = _Slot(self._numbers.of(f"{path}/"), path)
                     directories[path] = self._slots[child.slot] = parent.children[name] = child
                 if isinstance(view, Family) and MEMBER in path:
                     child.listed = view.members
@@ -150,14 +165,15 @@ class Tree:
             file = _Slot(number, view.path, view)
             file.listed = view.members if isinstance(view, Family) else None
             self._slots[file.slot] = parent.children[leaf] = file
-        self._links = {_LINK_SLOTS + position: link for position, link in enumerate(links)}
+        self._links = {self._numbers.of(f"{link.directory}/{link.prefix}@"): link for link in links}
         for number, link in self._links.items():
             if link.directory in directories:
                 directories[link.directory].links.append((number, link))
-        self.views = tuple(view for view in views if known(view))
-        """The views that there are."""
-        self.sysctls = tuple((sysctls or {}).values())
-        """The sysctls that there are."""
+
+    @property
+    def numbers(self) -> Mapping[str, int]:
+        """The number of every path that there is, or once was."""
+        return self._numbers.all
 
     def node(self, number: int) -> Node | None:
         """The node of that number, whether or not the container at hand has it."""

@@ -20,11 +20,13 @@ class Mount:
 
     ``root`` is the directory of the file system that is mounted, ``point`` where; both decoded.
     ``options`` are the file system's own, still encoded, because a comma inside a value is.
+    ``device`` is the file system's ``st_dev``, as ``major:minor``.
     """
 
-    __slots__ = ("fstype", "options", "point", "root")
+    __slots__ = ("device", "fstype", "options", "point", "root")
 
-    def __init__(self, root: str, point: str, fstype: str, options: str) -> None:
+    def __init__(self, root: str, point: str, fstype: str, options: str, device: str = "") -> None:
+        self.device = device
         self.root = root
         self.point = point
         self.fstype = fstype
@@ -54,6 +56,7 @@ def parse_mountinfo(lines: Iterable[str]) -> list[Mount]:
                 point=decode(fields[4]),
                 fstype=fields[separator + 1],
                 options=fields[separator + 3] if len(fields) > separator + 3 else "",
+                device=fields[2],
             )
         )
     return mounts

@@ -1,4 +1,4 @@
-"""Start a program of ours: ``python -I -S _start.py hook|runc|cli ARGUMENTS``.
+"""Start a program of ours: ``python -I -S _start.py hook|runc|holder|cli ARGUMENTS``.
 
 ``-I -S`` keeps the environment, the user's directory and every .pth file out of a program that runs
 as root on each container start, and saves 6 ms of it. The price: nothing but the standard library
@@ -14,6 +14,8 @@ if sys.argv[1] == "hook":
     from sysfsd.hook import main
 elif sys.argv[1] == "runc":
     from sysfsd.runtime.main import main
+elif sys.argv[1] == "holder":
+    from sysfsd.handover.holder import main
 else:
     from sysfsd.cli import main
 

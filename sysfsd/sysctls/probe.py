@@ -83,9 +83,9 @@ def probe(paths: Iterable[str]) -> dict[str, State]:
         ) from None
 
 
-def emulated(nodes: Sequence[Sysctl], states: Mapping[str, State]) -> dict[int, Sysctl]:
-    """Return the nodes to emulate, by their positions in the table."""
-    return {at: node for at, node in enumerate(nodes) if states[node.path] is State.EMULATED}
+def emulated(nodes: Sequence[Sysctl], states: Mapping[str, State]) -> list[Sysctl]:
+    """Return the nodes to emulate; those that nobody was asked about are not."""
+    return [node for node in nodes if states.get(node.path) is State.EMULATED]
 
 
 def main() -> None:

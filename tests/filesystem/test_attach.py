@@ -32,8 +32,8 @@ init = os.pidfd_open(pid)
 home = os.stat("/proc/self/ns/mnt").st_ino
 rung = 0
 with Client(control) as client:
-    daemon = client.daemon_pidfd()
-    mountpoint = client.call("hello", {})["mountpoint"]
+    hello = client.call("hello", {})
+    daemon, mountpoint = os.pidfd_open(hello["pid"]), hello["mountpoint"]
     registered = client.call("register", {"id": "box"}, [init])
     subtree, views = os.path.join(mountpoint, registered["directory"]), registered["views"]
     files = registered["binds"]

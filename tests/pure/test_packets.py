@@ -22,7 +22,7 @@ def request(opcode: int, node: int, body: bytes = b"") -> bytearray:
 @given(st.binary(min_size=40, max_size=200))
 def test_a_header_of_anything_is_read(data: bytes) -> None:
     parsed = packets.parse_request(data)
-    assert struct.pack("=IIQQ", *parsed) == data[:24]
+    assert struct.pack("=IIQQI", *parsed) == data[:28]
 
 
 def test_a_short_packet_is_an_error() -> None:

@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from sysfsd.channel import packets
 from sysfsd.channel.counters import ChannelCounters
 from sysfsd.channel.packets import Opcode
 from sysfsd.channel.relay import Relay
@@ -60,6 +61,7 @@ def relay(ends: Ends, *, node_in_handle: bool = True, room: int = 4) -> Relay:
         ChannelCounters(),
         node_in_handle=node_in_handle,
         max_in_flight=room,
+        at_once=room,
     )
 
 
@@ -123,7 +125,8 @@ async def test_no_more_than_so_many_at_once(ends: Ends, nursery: trio.Nursery) -
     await ends.heard(ends.server)
     await ends.heard(ends.server)
     assert await quiet(ends.server)
-    assert one.in_flight == 2
+    assert one.counters.most_in_flight == 2
+    assert one.in_flight == 3
     ends.answer(2)
     await ends.heard(ends.kernel)
     assert struct.unpack_from("=IIQ", await ends.heard(ends.server))[2] == 3
@@ -180,14 +183,139 @@ async def test_a_second_mount_goes_through_the_same_end(ends: Ends, nursery: tri
 
         # The same numbers in both mounts are told apart, and appending is writing.
         ends.ask(Opcode.GETATTR, 4)
-        body = struct.pack("=QQIIQII", 1 << 63 | 7, 3, 2, 0, 0, os.O_WRONLY | os.O_APPEND, 0)
+        body = struct.pack(
+            "=QQIIQII", 1 << 63 | 1 << 62 | 7, 3, 2, 0, 0, os.O_WRONLY | os.O_APPEND, 0
+        )
         kernel.send(struct.pack("=IIQQ16x", 80, Opcode.WRITE, 4, 5) + body)
         asked = sorted([await ends.heard(ends.server), await ends.heard(ends.server)], key=len)
         assert struct.unpack_from("=IIQQ", asked[0])[2:] == (4, 5)
-        assert struct.unpack_from("=IIQQ", asked[1])[2:] == (1 << 63 | 4, 1 << 63 | 5)
-        assert struct.unpack_from("=QQ", asked[1], 40) == (1 << 63 | 7, 0)
-        ends.answer(1 << 63 | 4, error=-22)
+        assert struct.unpack_from("=IIQQ", asked[1])[2:] == (1 << 62 | 4, 1 << 63 | 5)
+        assert struct.unpack_from("=QQ", asked[1], 40) == (1 << 63 | 1 << 62 | 7, 0)
+        ends.answer(1 << 62 | 4, error=-22)
         assert await ends.heard(kernel) == struct.pack("=IiQ", 16, -22, 4)
         ends.answer(4)
         assert await ends.heard(ends.kernel) == struct.pack("=IiQ", 16, 0, 4)
         assert one.in_flight == 0
+
+
+async def test_a_connection_that_another_process_began(ends: Ends, nursery: trio.Nursery) -> None:
+    one = Relay(
+        ends.device.fileno(),
+        ends.relays,
+        ChannelCounters(),
+        node_in_handle=True,
+        resumed=frozenset({ends.device.fileno()}),
+    )
+    nursery.start_soon(one.run)
+    # pyfuse3 is told what the kernel told the other, and the kernel hears nothing of that.
+    init = await ends.heard(ends.server)
+    length, opcode, unique = struct.unpack_from("=IIQ", init)
+    assert (length, opcode) == (len(init), Opcode.INIT)
+    assert await quiet(ends.kernel)
+    agreed = struct.pack("=IiQ", 80, 0, unique) + bytes([7] * 20) + bytes(44)
+    ends.server.send(agreed)
+    assert await ends.heard(ends.kernel) == struct.pack("=IiQ", 16, 7, 0)  # FUSE_NOTIFY_RESEND
+    # An INIT that the other did not answer gets what was agreed on.
+    again = 1 << 63 | 2
+    ends.ask(Opcode.INIT, again, bytes(64))
+    answer = await ends.heard(ends.kernel)
+    assert struct.unpack_from("=IiQ", answer) == (80, 0, again)
+    assert answer[16:] == agreed[16:]
+    # And so do all other requests that the kernel sends again.
+    ends.ask(Opcode.GETATTR, 1 << 63 | 4)
+    assert struct.unpack_from("=IIQQ", await ends.heard(ends.server))[2:] == (1 << 63 | 4, 5)
+    ends.answer(1 << 63 | 4)
+    assert await ends.heard(ends.kernel) == struct.pack("=IiQ", 16, 0, 1 << 63 | 4)
+    assert one.in_flight == 0
+
+
+async def test_a_kernel_that_cannot_send_again(
+    ends: Ends, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Linux 6.9. A socket takes any packet: only this can stand for such a kernel."""
+    write, refused = os.write, []
+
+    def as_before(fd: int, data: bytes) -> int:
+        error, unique = struct.unpack_from("=iQ", data, 4)
+        if fd == ends.device.fileno() and unique == 0:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        if fd == ends.device.fileno() and error == -errno.EINTR:
+            refused.append(unique)
+            raise OSError(errno.ENOENT, "nobody waits for that one")
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", as_before)
+    one = Relay(
+        ends.device.fileno(),
+        ends.relays,
+        ChannelCounters(),
+        node_in_handle=True,
+        resumed=frozenset({ends.device.fileno()}),
+    )
+    nursery.start_soon(one.run)
+    (unique,) = struct.unpack_from("=Q", await ends.heard(ends.server), 8)
+    ends.server.send(struct.pack("=IiQ", 80, 0, unique) + bytes(64))
+    ends.ask(Opcode.GETATTR, 100)
+    assert struct.unpack_from("=IIQ", await ends.heard(ends.server))[2] == 100
+    assert refused == list(range(2, 100, 2))
+    ends.answer(100)
+    assert await ends.heard(ends.kernel) == struct.pack("=IiQ", 16, 0, 100)
+
+
+async def test_one_that_asks_much_comes_not_before_one_that_asks_little(
+    ends: Ends, nursery: trio.Nursery
+) -> None:
+    nursery.start_soon(relay(ends, room=2).run)
+    for unique in range(2, 100, 2):
+        ends.kernel.send(struct.pack("=IIQQ16x", 40, Opcode.GETATTR, unique, 1 << 32 | 7))
+    await ends.heard(ends.server)
+    await ends.heard(ends.server)
+    await trio.testing.wait_all_tasks_blocked()
+    ends.kernel.send(struct.pack("=IIQQ16x", 40, Opcode.GETATTR, 100, 2 << 32 | 7))
+    await trio.testing.wait_all_tasks_blocked()
+    ends.answer(2)
+    assert struct.unpack_from("=IIQ", await ends.heard(ends.server))[2] == 100
+
+
+async def test_who_is_killed_while_waiting_is_let_go(ends: Ends, nursery: trio.Nursery) -> None:
+    nursery.start_soon(relay(ends, room=1).run)
+    for unique in (2, 4):
+        ends.ask(Opcode.READ, unique, bytes(24))
+    await ends.heard(ends.server)
+    ends.kernel.send(struct.pack("=IIQQ16xQ", 48, Opcode.INTERRUPT, 5, 0, 4))
+    assert await ends.heard(ends.kernel) == struct.pack("=IiQ", 16, -errno.EINTR, 4)
+    # What is being worked on is answered, and nothing is handed on that was given up.
+    ends.kernel.send(struct.pack("=IIQQ16xQ", 48, Opcode.INTERRUPT, 3, 0, 2))
+    ends.answer(2)
+    assert await ends.heard(ends.kernel) == struct.pack("=IiQ", 16, 0, 2)
+    assert await quiet(ends.server)
+
+
+async def test_handles_of_an_earlier_life_arrive_as_nodes(
+    ends: Ends, nursery: trio.Nursery
+) -> None:
+    kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with kernel, device:
+        kernel.setblocking(False)
+        device.setblocking(False)
+        one = Relay(
+            ends.device.fileno(),
+            ends.relays,
+            ChannelCounters(),
+            node_in_handle=True,
+            second=device.fileno(),
+            resumed=frozenset({ends.device.fileno(), device.fileno()}),
+            life=7,
+        )
+        nursery.start_soon(one.run)
+        (unique,) = struct.unpack_from("=Q", await ends.heard(ends.server), 8)
+        ends.server.send(struct.pack("=IiQ", 80, 0, unique) + bytes(64))
+        assert await ends.heard(kernel) == struct.pack("=IiQ", 16, 7, 0)
+        node = 1 << 63 | 3 << 32 | 9
+        for life, expected in ((6, node), (7, 1 << 63 | packets.handle_of(7, 5))):
+            handle = 1 << 63 | packets.handle_of(life, 5)
+            body = struct.pack("=QQII", handle, 0, 512, 0)
+            kernel.send(struct.pack("=IIQQ16x", 64, Opcode.READ, 2 * life, 3 << 32 | 9) + body)
+            asked = await ends.heard(ends.server)
+            assert struct.unpack_from("=QQ", asked, 16)[0] == node
+            assert struct.unpack_from("=Q", asked, 40) == (expected,)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
 from sysfsd.containers.ranges import SIZE, IdRange
 from sysfsd.containers.reservations import Reservations
+from sysfsd.documents import Documents
 from sysfsd.errors import ContainerExists, InvalidRequest, NoRangeLeft
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def processes() -> Iterator[Callable[[], Process]]:
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> dict[str, str]:
+def files(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "subuid").write_text(f"nobody-at-all:{UIDS}:{2 * SIZE}\n")
     (tmp_path / "subgid").write_text(f"nobody-at-all:{GIDS}:{3 * SIZE}\n")
     paths = {name: str(tmp_path / name) for name in ("subuid", "subgid")}
@@ -62,7 +63,7 @@ async def none_left(reservations: Reservations, number: int = 0) -> None:
 
 
 async def test_a_range_lasts_from_create_to_the_end_of_init(
-    nursery: trio.Nursery, files: dict[str, str], processes: Callable[[], Process]
+    nursery: trio.Nursery, files: dict[str, Any], processes: Callable[[], Process]
 ) -> None:
     reservations = Reservations(nursery, **files)
     freed: list[str] = []
@@ -84,7 +85,7 @@ async def test_a_range_lasts_from_create_to_the_end_of_init(
 
 
 async def test_a_create_that_fails_leaves_nothing(
-    nursery: trio.Nursery, files: dict[str, str], processes: Callable[[], Process]
+    nursery: trio.Nursery, files: dict[str, Any], processes: Callable[[], Process]
 ) -> None:
     reservations = Reservations(nursery, **files)
     create = processes()
@@ -96,7 +97,7 @@ async def test_a_create_that_fails_leaves_nothing(
 
 
 async def test_a_restart_under_the_same_id(
-    nursery: trio.Nursery, files: dict[str, str], processes: Callable[[], Process]
+    nursery: trio.Nursery, files: dict[str, Any], processes: Callable[[], Process]
 ) -> None:
     reservations = Reservations(nursery, **files)
     freed: list[str] = []
@@ -113,7 +114,7 @@ async def test_a_restart_under_the_same_id(
 
 async def test_without_configuration_and_with_a_dead_process(
     nursery: trio.Nursery,
-    files: dict[str, str],
+    files: dict[str, Any],
     processes: Callable[[], Process],
     tmp_path: Path,
 ) -> None:
@@ -129,7 +130,7 @@ async def test_without_configuration_and_with_a_dead_process(
 
 async def test_ids_that_others_have_mapped_are_not_handed_out(
     nursery: trio.Nursery,
-    files: dict[str, str],
+    files: dict[str, Any],
     processes: Callable[[], Process],
     tmp_path: Path,
 ) -> None:
@@ -148,3 +149,40 @@ async def test_ids_that_others_have_mapped_are_not_handed_out(
     (proc / "77" / "uid_map").unlink()
     (proc / "77").rmdir()
     assert reservations.reserve("db", create.pidfd).uid_base == UIDS
+
+
+async def test_a_successor_goes_on_with_them(
+    files: dict[str, Any], processes: Callable[[], Process], tmp_path: Path
+) -> None:
+    """Also with that of a container that has no user namespace yet: nothing else tells of it."""
+    saved = Documents(str(tmp_path / "reservations"))
+    create, started, init, failed = processes(), processes(), processes(), processes()
+    async with trio.open_nursery() as life:
+        first = Reservations(life, **files, saved=saved)
+        created = first.reserve("created", create.pidfd)
+        running = first.reserve("running", started.pidfd)
+        first.bind("running", init.pidfd)
+        started.end()
+        life.cancel_scope.cancel()
+    failed.end()
+    async with trio.open_nursery() as life:
+        second = Reservations(life, **files, saved=saved)
+        second.restore()
+        assert len(second) == 2
+        with pytest.raises(NoRangeLeft):
+            second.reserve("new", processes().pidfd)
+        # Its create process asks again, since it had no answer.
+        assert second.reserve("created", create.pidfd) == created
+        with pytest.raises(ContainerExists):
+            second.reserve("running", processes().pidfd)
+        init.end()
+        await none_left(second, 1)
+        assert second.reserve("new", processes().pidfd) == running
+        create.end()
+        life.cancel_scope.cancel()
+    async with trio.open_nursery() as life:
+        third = Reservations(life, **files, saved=saved)
+        third.restore()
+        assert "created" not in third
+        life.cancel_scope.cancel()
+    saved.close()

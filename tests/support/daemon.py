@@ -80,7 +80,7 @@ def sysfsd(*arguments: str, control: str = "/nowhere") -> subprocess.CompletedPr
 
 @contextmanager
 def started(
-    arguments: Sequence[str], log: Path, prefix: Sequence[str] = ()
+    arguments: Sequence[str], log: Path, prefix: Sequence[str] = (), sources: Path = _SOURCES
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a command in the background, logging to a file; it is killed if it does not stop."""
     with log.open("wb") as output:
@@ -89,7 +89,7 @@ def started(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            cwd=_SOURCES,
+            cwd=sources,
         )
     try:
         with watched(process.pid, log):
@@ -104,14 +104,16 @@ def started(
 
 
 @contextmanager
-def serving(directory: Path, *arguments: str, own_mounts: bool = False) -> Iterator[Serving]:
+def serving(
+    directory: Path, *arguments: str, own_mounts: bool = False, sources: Path = _SOURCES
+) -> Iterator[Serving]:
     """Run ``sysfsd serve`` in a directory, on request in a mount namespace of its own."""
     directory.chmod(0o711)
     mountpoint, state, log = directory / "mount", directory / "state", directory / "log"
     control = str(state / "control.sock")
     options = ["--mountpoint", str(mountpoint), "--control", control, "--state-dir", str(state)]
     prefix = ["unshare", "--mount"] if own_mounts else []
-    with started(["serve", *options, *arguments], log, prefix) as process:
+    with started(["serve", *options, *arguments], log, prefix, sources) as process:
 
         def answers() -> bool:
             assert process.poll() is None, f"sysfsd serve ended:\n{log.read_text()}"

@@ -49,7 +49,7 @@ class Start(Protocol):
 @pytest.fixture(scope="session")
 def service() -> None:
     """``sysfsd.service``, enabled and started as the README says."""
-    command("systemctl", "enable", "--quiet", "--now", "sysfsd.service")
+    command("systemctl", "enable", "--quiet", "--now", "sysfsd.socket", "sysfsd.service")
 
 
 @pytest.fixture(scope="session")

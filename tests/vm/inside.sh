@@ -20,7 +20,7 @@ install_sysfsd() {
 	/opt/sysfsd/bin/pip install --quiet --no-index --no-deps --disable-pip-version-check ./*.whl
 	echo 'sysfsd:10000000:6553600' | tee -a /etc/subuid /etc/subgid
 	ln -s /opt/sysfsd/bin/sysfsd /usr/local/bin/sysfsd
-	cp checkout/systemd/sysfsd.service /etc/systemd/system/
+	cp checkout/systemd/sysfsd* /etc/systemd/system/
 	mkdir -p /etc/docker /etc/sysfsd
 	echo 'annotations = "all"' >/etc/sysfsd/sysfsd.toml
 	cp checkout/examples/daemon.json /etc/docker/daemon.json

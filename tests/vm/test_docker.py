@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.wait import until
-from tests.vm.conftest import command, load_image
+from tests.vm.conftest import load_image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,36 +67,3 @@ def test_an_engine_inside(docker: Docker, sandbox: Box) -> None:
     assert sandbox.meminfo()["MemTotal"] == MEMORY >> 10
     assert set(sandbox.cpus().values()) == {(0,)}, sandbox.cpus()
     inner("rm", "--force", "limited")
-
-
-def test_the_service_goes_and_comes_back(docker: Docker, start: Start) -> None:
-    box = start("--memory=100m", "--memory-swap=100m")
-    host = int(command("awk", "/^MemTotal/ { print $2 }", "/proc/meminfo"))
-    assert box.meminfo()["MemTotal"] == 100 << 10
-    command("systemctl", "stop", "sysfsd.service")
-    try:
-        # Nothing hangs and nothing is ENOTCONN: the kernel's own file is back.
-        assert box.meminfo()["MemTotal"] == host
-        refused = docker.refused("run", "--rm", "--runtime=sysfsd", "busybox", "true")
-        assert "sysfsd" in refused
-    finally:
-        command("systemctl", "start", "sysfsd.service")
-    command("sysfsd", "attach", str(box.pid))
-    assert box.meminfo()["MemTotal"] == 100 << 10
-    again = start("--memory=100m", "--memory-swap=100m")
-    assert again.meminfo()["MemTotal"] == 100 << 10
-
-
-def test_a_killed_service_is_started_again(docker: Docker, start: Start) -> None:
-    start()
-    pid = command("systemctl", "show", "--property=MainPID", "--value", "sysfsd.service")
-    command("kill", "-KILL", pid)
-
-    def serves() -> bool:
-        new = command("systemctl", "show", "--property=MainPID", "--value", "sysfsd.service")
-        active = command("systemctl", "show", "--property=ActiveState", "--value", "sysfsd.service")
-        return active == "active" and new not in {pid, "0"}
-
-    until(serves, "systemd to start it again")
-    box = start("--memory=100m", "--memory-swap=100m")
-    assert box.meminfo()["MemTotal"] == 100 << 10

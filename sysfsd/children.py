@@ -1,0 +1,69 @@
+"""Something for each container, each in a process of its own.
+
+Entering a mount namespace is for processes with one thread (setns(2)), and what is found there may
+make whoever looks wait.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from sysfsd.errors import NoSuchContainer, SysfsdError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+
+_AT_ONCE = 32
+"""Processes at work."""
+
+
+def in_children(
+    containers: Sequence[Mapping[str, Any]],
+    work: Callable[[Mapping[str, Any]], object],
+    patience: float,
+) -> list[str]:
+    """Do something for each container in a process of its own; returns the ids where it failed.
+
+    A container that mounted a file system of its own over /proc can make whoever looks there wait,
+    but only for ``patience`` seconds, and only for itself. One that is gone needs nothing.
+    """
+    left: list[str] = []
+    for start in range(0, len(containers), _AT_ONCE):
+        children = {
+            _child(lambda each=each: work(each)): str(each["id"])  # type: ignore[misc]
+            for each in containers[start : start + _AT_ONCE]
+        }
+        deadline = time.monotonic() + patience
+        for child, container in children.items():
+            pidfd = os.pidfd_open(child)
+            try:
+                if not select.select([pidfd], [], [], max(0, deadline - time.monotonic()))[0]:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    left.append(container)
+                elif os.waitpid(child, 0)[1] != 0:
+                    left.append(container)
+            finally:
+                os.close(pidfd)
+    return left
+
+
+def _child(work: Callable[[], object]) -> int:
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        except (ProcessLookupError, NoSuchContainer):
+            status = 0
+        except (OSError, SysfsdError) as error:
+            print(f"sysfsd: {error}", file=sys.stderr)  # noqa: T201
+        finally:
+            os._exit(status)
+    return child

@@ -1,0 +1,189 @@
+"""The holder: a process that keeps a daemon's descriptors for the next one.
+
+It is started by the first daemon of a state directory, outlives it however that ends, and hands all
+it has to whoever connects. It also watches over the daemon: one that says nothing for
+`SILENCE_SECONDS` hangs, and is killed, since to hang is worse than to be gone. When none has come
+back for `PATIENCE_SECONDS`, it takes the containers' views away, so that they get the kernel's own
+files instead of waiting for ever, and ends. A daemon that stops in good order ends it, too.
+
+A packet (``SOCK_SEQPACKET``) is a JSON object; descriptors ride along. To the daemon, once, when it
+connects: ``{"names": [...]}``. From the daemon: ``{"keep": NAME}``, ``{"drop": NAME}``,
+``{"alive": true}``, ``{"leave": true}``.
+
+It is idle for as long as nothing happens: standard library only, and little of that.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+from sysfsd.scripts import START
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+SILENCE_SECONDS = 15.0
+"""A daemon says every few seconds that it is alive (`store.HolderStore.alive`)."""
+
+PATIENCE_SECONDS = 10.0
+"""For so long a container's reads wait for a daemon to come back."""
+
+MAX_DESCRIPTORS = 16
+PACKET_BYTES = 4096
+
+LISTENER = 3
+"""The descriptor at which the holder is started to listen."""
+
+_SO_PEERPIDFD = 77  # asm-generic/socket.h, since Linux 6.5
+_GIVING_UP_SECONDS = 30.0
+
+
+class Holder:
+    """The state of one holder."""
+
+    def __init__(self, listener: socket.socket, state_dir: str) -> None:
+        self._listener = listener
+        self._state_dir = state_dir
+        self._kept: dict[str, int] = {}
+        self._daemon: socket.socket | None = None
+        self._heard = time.monotonic()
+        """When a daemon was last heard of."""
+
+    def run(self) -> None:
+        """Keep what is there until there is nobody to keep it for."""
+        while True:
+            poller = select.poll()
+            poller.register(self._listener, select.POLLIN)
+            if self._daemon is not None:
+                poller.register(self._daemon, select.POLLIN)
+            allowed = PATIENCE_SECONDS if self._daemon is None else SILENCE_SECONDS
+            left = max(0.0, self._heard + allowed - time.monotonic())
+            ready = dict(poller.poll(left * 1000))
+            if self._listener.fileno() in ready:
+                self._welcome()
+            elif self._daemon is not None and self._daemon.fileno() in ready:
+                if self._listen_to(self._daemon):
+                    return
+            elif not ready and self._heard + allowed <= time.monotonic():
+                if self._daemon is None:
+                    self._give_up()
+                    return
+                self._kill(self._daemon)
+
+    def _welcome(self) -> None:
+        """Hand all to the next daemon. Whoever was there before is gone: it held a lock."""
+        connection, _ = self._listener.accept()
+        uid = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[4:8]
+        if int.from_bytes(uid, "little") != 0:
+            connection.close()
+            return
+        if self._daemon is not None:
+            self._daemon.close()
+        self._daemon, self._heard = connection, time.monotonic()
+        packet = json.dumps({"names": list(self._kept)}).encode()
+        try:
+            socket.send_fds(connection, [packet], list(self._kept.values()))
+        except OSError:  # gone again
+            self._lose()
+
+    def _listen_to(self, daemon: socket.socket) -> bool:
+        """Take one packet; returns whether that was the end of it all."""
+        fds: list[int] = []
+        try:
+            packet, fds = _receive(daemon)
+            if not packet:
+                self._lose()
+                return False
+            self._heard = time.monotonic()
+            return self._obey(json.loads(packet), fds)
+        except (OSError, ValueError, KeyError):
+            self._lose()
+            return False
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _obey(self, message: dict[str, Any], fds: list[int]) -> bool:
+        if "keep" in message and len(fds) == 1 and len(self._kept) < MAX_DESCRIPTORS:
+            name = str(message["keep"])
+            self._drop(name)
+            self._kept[name] = fds.pop()
+            assert self._daemon is not None
+            self._daemon.send(b"kept")
+        elif "drop" in message:
+            self._drop(str(message["drop"]))
+        return "leave" in message
+
+    def _drop(self, name: str) -> None:
+        fd = self._kept.pop(name, None)
+        if fd is not None:
+            os.close(fd)
+
+    def _lose(self) -> None:
+        if self._daemon is not None:
+            self._daemon.close()
+        self._daemon, self._heard = None, time.monotonic()
+
+    def _kill(self, daemon: socket.socket) -> None:
+        print(f"sysfsd: the daemon hangs: killed after {SILENCE_SECONDS:.0f} s", file=sys.stderr)
+        try:
+            pidfd = daemon.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+            try:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            finally:
+                os.close(pidfd)
+        except OSError as error:
+            print(f"sysfsd: it cannot be killed: {error}", file=sys.stderr)
+        self._lose()
+
+    def _give_up(self) -> None:
+        """Let the containers have the kernel's files, while callers wait for us: none may fail."""
+        if not self._kept:
+            return
+        print(
+            f"sysfsd: no daemon for {PATIENCE_SECONDS:.0f} s: containers get the kernel's files",
+            file=sys.stderr,
+        )
+        command = [sys.executable, "-I", "-S", START, "cli", "detach", "--all", "--offline"]
+        try:
+            subprocess.run(
+                [*command, "--state-dir", self._state_dir],
+                check=False,
+                timeout=_GIVING_UP_SECONDS,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            print(f"sysfsd: {error}", file=sys.stderr)
+
+
+def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
+    fds = array.array("i")
+    packet, ancillary, _flags, _ = connection.recvmsg(
+        PACKET_BYTES,
+        socket.CMSG_SPACE(MAX_DESCRIPTORS * fds.itemsize),
+        socket.MSG_CMSG_CLOEXEC,
+    )
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return packet, list(fds)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Be the holder of a state directory; listens at descriptor `LISTENER`."""
+    (state_dir,) = sys.argv[1:] if arguments is None else arguments
+    # A terminal's Ctrl-C and a hangup are for the daemon.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    os.set_inheritable(LISTENER, False)
+    with socket.socket(fileno=LISTENER) as listener:
+        Holder(listener, state_dir).run()
+    return 0

@@ -1,0 +1,98 @@
+"""Taking everything back from containers without the daemon, when it is gone or about to go.
+
+From what it left in its state directory (``documents``). Nobody may look at one of its files
+meanwhile: there is no one who answers, and whoever asks waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from sysfsd.attach import in_container, unmount_beneath
+from sysfsd.channel.device import unmount
+from sysfsd.children import in_children
+from sysfsd.containers import saved
+from sysfsd.documents import Documents
+from sysfsd.kernel import mounts, namespaces
+from sysfsd.kernel.procfs import is_running
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from sysfsd.containers.record import ContainerRecord
+
+RECORDS = "records"
+MOUNTS = "mounts"
+"""Directories of documents in the state directory: of records, and of the daemon's own mounts."""
+
+_PATIENCE_SECONDS = 5.0
+
+_TABLE_BYTES = 64 << 20
+
+
+def take_left_views(state_dir: str) -> list[str]:
+    """Take a daemon's views from all its containers, and its mounts; returns who kept some.
+
+    Those read ENOTCONN once nobody holds the connection any more. Records stay: a daemon that comes
+    back gives the views again.
+    """
+    mounted = list(Documents(os.path.join(state_dir, MOUNTS)).all().values())
+    devices = frozenset(str(each["device"]) for each in mounted)
+    records = []
+    for document in Documents(os.path.join(state_dir, RECORDS)).all().values():
+        with contextlib.suppress(ValueError):  # the one that has the last serial
+            records.append(saved.decode(document))
+    left = in_children(
+        [{"id": record.id, "record": record} for record in records],
+        lambda each: _take(each["record"], devices),
+        _PATIENCE_SECONDS,
+    )
+    for each in mounted:
+        unmount(str(each["point"]))
+    return left
+
+
+def _take(record: ContainerRecord, devices: Collection[str]) -> None:
+    init = os.pidfd_open(record.pid)
+    try:
+        if is_running(record.pid, record.start_ticks) and namespaces.pidfd_alive(init):
+            uncover_all(devices=devices, init=init)
+    finally:
+        os.close(init)
+
+
+def uncover_all(*, devices: Collection[str], init: int) -> list[str]:
+    """Uncover whatever file systems of ours cover in a container, and return the paths.
+
+    ``devices`` are their numbers as in a mount table, ``major:minor``. What somebody else mounted
+    over a file of ours stays, and so does what is below that. ``init`` is a pidfd.
+    """
+    own = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def uncover(root: int) -> list[str]:
+        # Of the mount namespace and the root that we are in when it is opened (proc_mounts_open).
+        with open(os.open("mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=own), "rb") as file:
+            text = file.read(_TABLE_BYTES).decode("utf-8", "surrogateescape")
+        layers: dict[str, list[str]] = {}
+        for mount in mounts.parse_mountinfo(line for line in text.split("\n") if line):
+            layers.setdefault(mount.point, []).append(mount.device)
+        uncovered = []
+        for point, there in layers.items():
+            while there and there.pop() in devices:
+                try:
+                    unmount_beneath(root, point.lstrip("/"))
+                except OSError as error:
+                    # Below a mount of the container's own.
+                    if error.errno not in {errno.EINVAL, errno.ENOENT, errno.ENOTDIR}:
+                        raise
+                    break
+                uncovered.append(point)
+        return uncovered
+
+    try:
+        return in_container(init, "/", uncover)
+    finally:
+        os.close(own)

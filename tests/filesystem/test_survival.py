@@ -1,0 +1,437 @@
+"""No restart, crash or upgrade that a container notices; and what it gets when we stay away."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sysfsd.handover import holder
+from tests.support.containers import container
+from tests.support.daemon import serving, sysfsd
+from tests.support.wait import patient, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.support.containers import Container
+    from tests.support.daemon import Serving
+
+SECONDS = float(os.environ.get("SYSFSD_SURVIVAL_SECONDS", "8"))
+"""For how long the daemon is killed again and again; 60 on request."""
+
+CONTAINERS = int(os.environ.get("SYSFSD_SURVIVAL_CONTAINERS", "3"))
+
+_SOURCES = Path(__file__).parent.parent.parent
+
+# In the container: reads every file that it was given, again and again, and fails on the first that
+# it cannot read, that is empty or that does not end in a newline. Prints the longest that one took.
+_READER = """
+import os, sys, time
+paths = sys.stdin.read().split()
+held = {path: os.open(path, os.O_RDONLY) for path in paths}
+print("ready", flush=True)
+longest, reads, stop = 0, 0, []
+import threading
+threading.Thread(target=lambda: stop.append(os.read(3, 1)), daemon=True).start()
+while not stop:
+    for path in paths:
+        began = time.monotonic()
+        with open(path, "rb", buffering=0) as file:
+            data = file.read(1 << 20)
+        again = os.pread(held[path], 1 << 20, 0)
+        longest = max(longest, time.monotonic() - began)
+        for each in (data, again):
+            assert each.endswith(b"\\n") and b"\\0" not in each, (path, each)
+        reads += 2
+print(reads, longest, flush=True)
+"""
+
+# Writes ever larger numbers to sysctls and reads each back: what was acknowledged is there.
+_WRITER = """
+import os, sys, time, threading
+stop, number, longest = [], 100000, 0
+threading.Thread(target=lambda: stop.append(os.read(3, 1)), daemon=True).start()
+names = ["vm/max_map_count", "kernel/pid_max", "fs/inotify/max_user_watches", "kernel/threads-max"]
+paths = ["/proc/sys/" + name for name in names if os.path.exists("/proc/sys/" + name)]
+held = {path: os.open(path, os.O_RDWR) for path in paths}
+print("ready", flush=True)
+while not stop:
+    number += 1
+    for path in paths:
+        began = time.monotonic()
+        if number % 2:
+            os.pwrite(held[path], b"%d" % number, 0)
+        else:
+            with open(path, "w") as file:
+                file.write(str(number))
+        with open(path) as file:
+            found = file.read()
+        assert found == f"{number}\\n", (path, found, number)
+        found = os.pread(held[path], 100, 0)
+        assert found == b"%d\\n" % number, (path, found, number)
+        longest = max(longest, time.monotonic() - began)
+print(number - 100000, longest, flush=True)
+"""
+
+
+class Worker:
+    """A program inside a container that runs until it is told to stop."""
+
+    def __init__(self, box: Container, source: str, paths: list[str]) -> None:
+        self._stop, stop = os.pipe()
+        self._stop, stop = stop, self._stop
+        python = [sys.executable, "-I", "-S", "-c", source]
+        self._process = subprocess.Popen(
+            ["sh", "-c", f'exec 3<&{stop}; exec "$@"', "sh", *box.enter(), *python],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            pass_fds=[stop],
+        )
+        os.close(stop)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n".join(paths))
+        self._process.stdin.close()
+        self._process.stdin = None
+        assert self._process.stdout.readline() == "ready\n", self._process.communicate()
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def stop(self) -> tuple[int, float]:
+        """Stop it; returns how much it did, and what took it longest, in seconds."""
+        if self.alive():
+            os.write(self._stop, b"!")
+        os.close(self._stop)
+        try:
+            out, said = self._process.communicate(timeout=patient(30))
+        finally:
+            self._process.kill()
+        assert self._process.returncode == 0, said
+        count, longest = out.split()
+        return int(count), float(longest)
+
+
+def attached(daemon: Serving, box: Container, name: str) -> None:
+    done = sysfsd("attach", str(box.pid), "--id", name, control=daemon.control)
+    assert done.returncode == 0, done.stderr
+
+
+def covered(box: Container) -> list[str]:
+    """Paths in a container that files of ours cover."""
+    table = box.run("cat", "/proc/self/mountinfo").splitlines()
+    lines = [line.split(" ") for line in table]
+    # The containers of these tests have the host's mounts as well.
+    return [
+        fields[4]
+        for fields in lines
+        if fields[fields.index("-") + 1] == "fuse.sysfsd"
+        and fields[4].startswith(("/proc", "/sys"))
+    ]
+
+
+@contextmanager
+def boxes(count: int) -> Iterator[list[Container]]:
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(container(memory=(64 + at) << 20, cpus=0.5, isolated=True))
+            for at in range(count)
+        ]
+
+
+def test_killed_again_and_again(tmp_path: Path) -> None:
+    """Readers of every file and writers of sysctls notice nothing; nor do those that attach."""
+    ends, longest, done = 0, 0.0, 0
+    with boxes(CONTAINERS) as running, ExitStack() as stack:
+        with serving(tmp_path) as daemon:
+            for at, box in enumerate(running):
+                attached(daemon, box, f"web{at}")
+            files = [path for path in covered(running[0]) if readable(running[0], path)]
+            assert len(files) > 100
+            workers = [Worker(box, _READER, files) for box in running]
+            workers += [Worker(box, _WRITER, []) for box in running]
+            end = time.monotonic() + SECONDS
+            pause = random.uniform(0.2, 1.5)
+            kill_after(daemon, pause)
+        while time.monotonic() < end and all(worker.alive() for worker in workers):
+            with serving(tmp_path) as daemon:
+                assert daemon.ids() == [f"web{at}" for at in range(len(running))]
+                kill_after(daemon, random.uniform(0, 1.5))
+                ends += 1
+        last = stack.enter_context(serving(tmp_path))
+        for worker in workers:
+            count, slowest = worker.stop()
+            assert count > 0
+            done, longest = done + count, max(longest, slowest)
+        for at, box in enumerate(running):
+            assert box.run("head", "-1", "/proc/meminfo").split()[1] == f"{(64 + at) << 10}"
+        assert last.call("stats")["life"]["resumed"]
+        assert last.stop() == 0
+    print(f"{ends + 1} kills, {done} reads and writes, the longest took {longest:.3f} s")
+    assert ends > 0
+
+
+def kill_after(daemon: Serving, seconds: float) -> None:
+    """Kill a daemon at a random moment; a wait, and not for anything to happen."""
+    with pytest.raises(subprocess.TimeoutExpired):
+        daemon.process.wait(seconds)
+    daemon.process.kill()
+    daemon.process.wait()
+
+
+def readable(box: Container, path: str) -> bool:
+    done = subprocess.run([*box.enter(), "cat", path], capture_output=True, check=False)
+    return done.returncode == 0 and done.stdout.endswith(b"\n")
+
+
+def test_a_request_that_was_being_answered_is_answered_by_the_next(tmp_path: Path) -> None:
+    """The kernel sends again what the dead one had read."""
+    with container(memory=64 << 20, isolated=True) as box:
+        with serving(tmp_path) as daemon:
+            attached(daemon, box, "web")
+            os.kill(daemon.process.pid, signal.SIGSTOP)
+            reader = subprocess.Popen(
+                [*box.enter(), "cat", "/proc/sys/vm/swappiness", "/proc/meminfo"],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            until(lambda: "fuse" in wchan(box, reader.pid), "a caller that waits")
+            daemon.process.kill()
+            daemon.process.wait()
+        with serving(tmp_path) as daemon:
+            out, _ = reader.communicate(timeout=patient(20))
+            assert reader.returncode == 0
+            assert out.splitlines()[1].split() == ["MemTotal:", str(64 << 10), "kB"]
+            assert daemon.stop() == 0
+
+
+def wchan(box: Container, pid: int) -> str:
+    """What a process that was started with nsenter, or its child, waits for in the kernel."""
+    found = ""
+    for each in [pid, *(int(one) for one in children(pid))]:
+        try:
+            found += Path(f"/proc/{each}/wchan").read_text()
+            found += Path(f"/proc/{each}/stack").read_text()
+        except OSError:
+            continue
+    return found
+
+
+def children(pid: int) -> list[str]:
+    try:
+        first = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [*first, *(one for each in first for one in children(int(each)))]
+
+
+def test_clients_wait_for_a_daemon_that_starts_again(tmp_path: Path) -> None:
+    with container(isolated=True) as box:
+        with serving(tmp_path) as daemon:
+            daemon.register("web", box.pid)
+            daemon.process.kill()
+            daemon.process.wait()
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "sysfsd.cli", "attach", str(box.pid), "--id", "web"],
+            env=os.environ | {"SYSFSD_CONTROL": daemon.control},
+            cwd=_SOURCES,
+        )
+        with serving(tmp_path) as daemon:
+            assert waiting.wait(patient(20)) == 0
+            assert "/proc/uptime" in covered(box)
+            assert daemon.stop() == 0
+
+
+def test_handed_over_on_sighup(tmp_path: Path) -> None:
+    with container(memory=64 << 20, isolated=True) as box:
+        with serving(tmp_path) as daemon:
+            attached(daemon, box, "web")
+            box.run("sh", "-c", "echo 77 >/proc/sys/vm/swappiness")
+            assert daemon.stop(signal.SIGHUP) == 0
+        assert daemon.mountpoint.name == "mount"
+        with serving(tmp_path) as daemon:
+            assert daemon.call("stats")["life"]["resumed"]
+            assert box.run("cat", "/proc/sys/vm/swappiness") == "77\n"
+            assert daemon.stop() == 0
+        assert covered(box) == []
+
+
+def test_a_stop_takes_the_views_and_a_start_gives_them_again(tmp_path: Path) -> None:
+    with container(memory=64 << 20, isolated=True) as box:
+        with serving(tmp_path) as daemon:
+            attached(daemon, box, "web")
+            before = covered(box)
+            assert daemon.stop() == 0
+        assert covered(box) == []
+        assert box.run("head", "-1", "/proc/meminfo").split()[1] != str(64 << 10)
+        with serving(tmp_path) as daemon:
+            until(lambda: sorted(covered(box)) == sorted(before), "its views")
+            assert box.run("head", "-1", "/proc/meminfo").split()[1] == str(64 << 10)
+            assert daemon.stop() == 0
+
+
+def test_a_policy_outlives_the_daemon(tmp_path: Path) -> None:
+    with container(cpus=1, isolated=True) as box:
+        with serving(tmp_path) as daemon:
+            done = sysfsd(
+                *("attach", str(box.pid), "--id", "web", "--cpu-policy", "off"),
+                control=daemon.control,
+            )
+            assert done.returncode == 0, done.stderr
+            daemon.process.kill()
+            daemon.process.wait()
+        with serving(tmp_path) as daemon:
+            (found,) = daemon.call("list")["containers"]
+            assert found["policy"]["cpu-policy"] == "off"
+            assert daemon.stop() == 0
+
+
+def test_a_daemon_that_stays_away(tmp_path: Path) -> None:
+    """Containers get the kernel's files after a while, and what we have when we are back."""
+    with container(memory=64 << 20, isolated=True) as box:
+        with serving(tmp_path) as daemon:
+            attached(daemon, box, "web")
+            before = covered(box)
+            daemon.process.kill()
+            daemon.process.wait()
+        # mountinfo is the kernel's own: looking there asks nobody.
+        until(lambda: covered(box) == [], "the kernel's files", holder.PATIENCE_SECONDS + 20)
+        assert box.run("head", "-1", "/proc/meminfo").split()[1] != str(64 << 10)
+        assert not daemon.mountpoint.is_mount()
+        with serving(tmp_path) as daemon:
+            until(lambda: sorted(covered(box)) == sorted(before), "its views")
+            assert daemon.stop() == 0
+
+
+def test_a_daemon_that_hangs_is_killed(tmp_path: Path) -> None:
+    with container(memory=64 << 20, isolated=True) as box:
+        with serving(tmp_path) as daemon:
+            attached(daemon, box, "web")
+            os.kill(daemon.process.pid, signal.SIGSTOP)
+            assert daemon.process.wait(patient(holder.SILENCE_SECONDS + 20)) == -signal.SIGKILL
+            assert "hangs" in daemon.log.read_text()
+        with serving(tmp_path) as daemon:
+            assert daemon.call("stats")["life"]["resumed"]
+            assert daemon.stop() == 0
+
+
+def test_a_container_that_went_meanwhile(tmp_path: Path) -> None:
+    with container(isolated=True) as box, serving(tmp_path) as daemon:
+        attached(daemon, box, "web")
+        daemon.process.kill()
+        daemon.process.wait()
+    with serving(tmp_path) as daemon:
+        assert daemon.ids() == []
+        assert os.listdir(daemon.state_dir / "records") == ["last.json"]
+        assert daemon.stop() == 0
+
+
+def test_an_upgrade_whose_tree_grew(tmp_path: Path) -> None:
+    """An older version lacks views in the middle of the table: numbers of files must not move."""
+    old = tmp_path / "old"
+    shutil.copytree(_SOURCES / "sysfsd", old / "sysfsd")
+    table = old / "sysfsd/views/__init__.py"
+    text = table.read_text()
+    lacking = text.replace('    View("proc/stat", stat.sources, stat.text),\n', "")
+    assert lacking != text
+    table.write_text(lacking)
+    state = tmp_path / "daemon"
+    state.mkdir()
+    with container(memory=64 << 20, cpus=0.5, isolated=True) as box:
+        with serving(state, sources=old) as daemon:
+            attached(daemon, box, "web")
+            before = covered(box)
+            assert "/proc/stat" not in before
+            held = subprocess.Popen(
+                [*box.enter(), "sh", "-c", "exec 4</proc/uptime; echo; read go; cat <&4"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert held.stdout is not None
+            assert held.stdout.readline() == "\n"
+            daemon.process.kill()
+            daemon.process.wait()
+        with serving(state) as daemon:
+            until(lambda: "/proc/stat" in covered(box), "the new file")
+            assert set(before) < set(covered(box))
+            out, _ = held.communicate("go\n", timeout=patient(20))
+            assert len(out.split()) == 2
+            assert box.run("head", "-1", "/proc/meminfo").split()[1] == str(64 << 10)
+            assert box.run("head", "-1", "/proc/swaps").startswith("Filename")
+            assert daemon.stop() == 0
+
+
+def test_held_files_of_sysctls_go_on(tmp_path: Path) -> None:
+    script = "exec 4<>/proc/sys/vm/swappiness; echo; read go; echo 33 >&4; cat /proc/self/fd/4"
+    with container(isolated=True) as box:
+        with serving(tmp_path) as daemon:
+            attached(daemon, box, "web")
+            held = subprocess.Popen(
+                [*box.enter(), "sh", "-c", script],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert held.stdout is not None
+            assert held.stdout.readline() == "\n"
+            daemon.process.kill()
+            daemon.process.wait()
+        with serving(tmp_path) as daemon:
+            out, _ = held.communicate("go\n", timeout=patient(20))
+            assert out == "33\n"
+            assert box.run("cat", "/proc/sys/vm/swappiness") == "33\n"
+            assert daemon.stop() == 0
+
+
+def test_registering_at_any_moment(tmp_path: Path) -> None:
+    """Killed while containers come: each is there in the end, under a number of its own."""
+    with boxes(4) as running, ExitStack() as stack:
+        with serving(tmp_path) as daemon:
+            daemon.process.kill()
+            daemon.process.wait()
+        failed: list[str] = []
+
+        def attach_all() -> None:
+            for turn in range(3):
+                for at, box in enumerate(running):
+                    done = sysfsd(
+                        *("attach", str(box.pid), "--id", f"web{at}"), control=daemon.control
+                    )
+                    if done.returncode:
+                        failed.append(f"{turn}: {done.stderr}")
+
+        attaching = threading.Thread(target=attach_all)
+        attaching.start()
+        while attaching.is_alive():
+            with serving(tmp_path) as daemon:
+                attaching.join(random.uniform(0, 1))
+                daemon.process.kill()
+                daemon.process.wait()
+        attaching.join()
+        daemon = stack.enter_context(serving(tmp_path))
+        assert failed == []
+        assert sorted(daemon.ids()) == [f"web{at}" for at in range(len(running))]
+        serials = [
+            json.loads(path.read_text())["serial"]
+            for path in (daemon.state_dir / "records").iterdir()
+            if path.stem != "last"
+        ]
+        assert len(set(serials)) == len(running)
+        for at, box in enumerate(running):
+            assert box.run("head", "-1", "/proc/meminfo").split()[1] == f"{(64 + at) << 10}"
+        assert daemon.stop() == 0
