@@ -104,7 +104,7 @@ def test_those_that_sleep_are_not_counted_again(daemon: Serving, crowd: list[Che
     def leaves_most_out() -> bool:
         last = daemon.call("stats")["load_sampler"]
         assert last["tasks"] <= last["counted"] * 2
-        return last["containers"] == COUNT and last["counted"] < COUNT // 4
+        return bool(last["containers"] == COUNT and last["counted"] < COUNT // 4)
 
     # The first round after they came counts all; then they take turns.
     until(leaves_most_out, "a round that leaves most of them out", deadline=40)
