@@ -21,13 +21,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import signal
 
 from sysfsd.errors import Refused
 from sysfsd.kernel import namespaces, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable, Collection, Mapping, Sequence
     from typing import Any, TypeAlias
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     FileKey: TypeAlias = tuple[int, int]
     """``(st_dev, st_ino)``. A file of a cgroup has a number that none had before it (kernfs)."""
+else:
+    import _signal as signal  # without the enumerations on top, which take 6 ms
 
 _FROM_CGROUP = "proc/pressure/"
 """The views that may be bound from a cgroup."""
@@ -47,6 +49,11 @@ _DEAD = frozenset({errno.ENOTCONN, errno.ESTALE})
 _MAX_LAYERS = 64
 """So many mounts on top of each other are taken off one file. A running container may add more as
 fast as we take them off, and no signal ends us while we are in there."""
+
+_OURS = syscalls.FUSE_SUPER_MAGIC
+
+_WORTH_LISTING = 3
+"""So many names of one directory make a listing cheaper: its messages are larger, too."""
 
 _KERNEL_FILE_SYSTEMS = {"proc": syscalls.PROC_SUPER_MAGIC, "sys": syscalls.SYSFS_MAGIC}
 
@@ -130,6 +137,7 @@ def _clone_views(
                 )
         fcntl.flock(bases[subtree], fcntl.LOCK_EX)
         device = os.fstat(bases[subtree]).st_dev
+        _make_known(bases, subtree, views, binds)
         for view in views:
             tree = _clone_from_elsewhere(bases, binds[view]) if view in binds else None
             ours = tree is None
@@ -152,16 +160,61 @@ def _clone_views(
     return trees, device, turn
 
 
+def _make_known(
+    bases: Mapping[str, int], subtree: str, views: Sequence[str], binds: Mapping[str, BindSource]
+) -> None:
+    """Have the kernel learn the names of our files by the directory, not one by one.
+
+    Listing a FUSE directory tells it about each entry what looking it up would (READDIRPLUS,
+    ``fuse_direntplus_link`` in fs/fuse/readdir.c): a few messages to the daemon for a hundred.
+    """
+    # What is wanted of each directory; those above come before those below.
+    wanted: dict[tuple[int, str], set[str]] = {}
+    for view in views:
+        source = binds.get(view)
+        if source is None:
+            base, path = bases[subtree], view
+        elif source["magic"] == _OURS:
+            base, path = bases[source["directory"]], source["path"]
+        else:
+            continue
+        names = path.split("/")
+        for depth, name in enumerate(names):
+            wanted.setdefault((base, "/".join(names[:depth]) or "."), set()).add(name)
+    for (base, path), children in wanted.items():
+        if len(children) < _WORTH_LISTING:
+            continue
+        try:
+            fd = os.open(
+                path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=base
+            )
+        except OSError:
+            continue  # looking the files up will say what is the matter
+        try:
+            # Not to the end, which would be one more message.
+            with os.scandir(fd) as entries:
+                missing = set(children)
+                for entry in entries:
+                    missing.discard(entry.name)
+                    if not missing:
+                        break
+        finally:
+            os.close(fd)
+
+
 def _clone_from_elsewhere(bases: Mapping[str, int], source: BindSource) -> int | None:
     """Clone a file; None if it is not there.
 
     A cgroup's counters may be switched off, and the process behind a mount may have ended.
     """
+    base, path = bases[source["directory"]], source["path"]
     try:
+        if source["magic"] == _OURS:
+            return syscalls.open_tree(base, path)
         # Whoever a cgroup is delegated to names what is below: no way leads out of the hierarchy.
         found = syscalls.openat2(
-            bases[source["directory"]],
-            source["path"],
+            base,
+            path,
             os.O_PATH,
             syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV,
         )

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from sysfsd import __version__
 from sysfsd.config import load
+from sysfsd.control.address import SOCKET_VARIABLE
 from sysfsd.control.client import Client
-from sysfsd.control.protocol import SOCKET_VARIABLE
 from sysfsd.errors import NoSuchContainer, SysfsdError, UsageError
 from sysfsd.policy import SETTINGS
 

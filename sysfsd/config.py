@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from sysfsd.control.protocol import DEFAULT_SOCKET
+from sysfsd.control.address import DEFAULT_SOCKET
 from sysfsd.errors import UsageError
 from sysfsd.policy import ANNOTATIONS, DEFAULT, SETTINGS, Policy, problem
 
@@ -95,15 +95,42 @@ def load(path: str | None = None, *, sysctls: bool = True) -> Config:
     except OSError as error:
         raise UsageError(f"{source}: {error.strerror}") from None
 
-    import tomllib  # noqa: PLC0415 - see above
-
     try:
-        document = tomllib.loads(data.decode())
+        text = data.decode()
+        document = None if sysctls else read_plain(text)
+        if document is None:
+            import tomllib  # noqa: PLC0415 - see above
+
+            document = tomllib.loads(text)
     except ValueError as error:  # of the encoding, or of the grammar
         raise UsageError(f"{source} is not valid TOML: {error}") from None
     if not sysctls:
         document.pop("sysctls", None)
     return from_document(document, source)
+
+
+def read_plain(text: str) -> dict[str, object] | None:
+    """Read what comes before ``[sysctls]``, if it is comments and lines ``key = "text"`` alone.
+
+    Hardly any file has more to it, and to import tomllib takes as long as all the rest that
+    ``sysfsd-runc`` does before it hands on. None for a file with anything else, which is tomllib's.
+    """
+    document: dict[str, object] = {}
+    for line in text.split("\n"):
+        if line == "[sysctls]":
+            break
+        if not line.isprintable():
+            return None
+        if not line or line.startswith("#"):
+            continue
+        key, equals, value = line.partition(' = "')
+        setting, quote, rest = value.partition('"')
+        if not (equals and quote) or rest or "\\" in setting or key in document:
+            return None
+        if not key.replace("-", "").isalpha() or not key.isascii():
+            return None
+        document[key] = setting
+    return document
 
 
 def from_document(document: Mapping[str, object], source: str) -> Config:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sysfsd.errors import NoRangeLeft
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 SIZE = 65536
 """Ids of one container."""
@@ -64,7 +64,9 @@ def pair(uid_bases: Sequence[int], gid_bases: Sequence[int]) -> list[IdRange]:
     return [IdRange(uid, gid) for uid, gid in zip(uid_bases, gid_bases, strict=False)]
 
 
-def choose(ranges: Sequence[IdRange], taken: frozenset[IdRange], last: IdRange | None) -> IdRange:
+def choose(
+    ranges: Sequence[IdRange], taken: Callable[[IdRange], bool], last: IdRange | None
+) -> IdRange:
     """Choose a range that is not taken: the next after the last one handed out.
 
     Going round keeps a range unused for as long as possible after its container is gone. Raises
@@ -72,7 +74,7 @@ def choose(ranges: Sequence[IdRange], taken: frozenset[IdRange], last: IdRange |
     """
     start = next((position + 1 for position, each in enumerate(ranges) if each == last), 0)
     for candidate in (*ranges[start:], *ranges[:start]):
-        if candidate not in taken:
+        if not taken(candidate):
             return candidate
     raise NoRangeLeft(f"all {len(ranges)} ranges of {SIZE} ids are in use")
 

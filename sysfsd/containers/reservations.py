@@ -217,9 +217,17 @@ class Reservations:
             ) from None
 
     def _choose_from(self, known: list[IdRange]) -> IdRange:
-        taken = {each.range for each in self._reservations if each.held()}
-        taken.update(each for each in known if ranges.overlaps(each, self._mapped_before))
-        return ranges.choose(known, frozenset(taken), self._last)
+        holders: dict[IdRange, list[_Reservation]] = {}
+        for each in self._reservations:
+            holders.setdefault(each.range, []).append(each)
+
+        # Asked of one after the other until one is free: of a thousand, that is mostly the first.
+        def taken(candidate: IdRange) -> bool:
+            return any(each.held() for each in holders.get(candidate, ())) or ranges.overlaps(
+                candidate, self._mapped_before
+            )
+
+        return ranges.choose(known, taken, self._last)
 
     def _configured(self) -> list[IdRange]:
         # Read each time: what an administrator adds counts at once.

@@ -22,8 +22,7 @@ On the hook's path: standard library only.
 
 from __future__ import annotations
 
-import json
-
+from sysfsd import jsontext
 from sysfsd.errors import InvalidRequest, from_code
 
 TYPE_CHECKING = False
@@ -37,19 +36,16 @@ if TYPE_CHECKING:
 LINE_LIMIT = 1 << 20
 """Bytes of one message, newline included."""
 
-DEFAULT_SOCKET = "/run/sysfsd/control.sock"
-SOCKET_VARIABLE = "SYSFSD_CONTROL"
-
 
 def encode(message: Message) -> bytes:
     """One line."""
-    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
+    return jsontext.dumps(message).encode() + b"\n"
 
 
 def decode(line: bytes) -> Message:
     """Parse one line; raises ``InvalidRequest`` for anything that is not a JSON object."""
     try:
-        message = json.loads(line)
+        message = jsontext.loads(line)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"not a line of JSON: {error}") from None
     if not isinstance(message, dict):

@@ -7,6 +7,8 @@ import os
 import socket
 import stat
 import struct
+import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
@@ -98,6 +100,27 @@ def _new_listener(path: str) -> socket.socket:
     return listener
 
 
+@dataclass(slots=True)
+class _Timing:
+    """How long requests for one method took, to the end of making the reply."""
+
+    requests: int = 0
+    total_ns: int = 0
+    longest_ns: int = 0
+
+    def add(self, nanoseconds: int) -> None:
+        self.requests += 1
+        self.total_ns += nanoseconds
+        self.longest_ns = max(self.longest_ns, nanoseconds)
+
+    def as_dict(self) -> dict[str, float]:
+        return {
+            "requests": self.requests,
+            "mean_ms": round(self.total_ns / self.requests / 1e6, 3),
+            "longest_ms": round(self.longest_ns / 1e6, 3),
+        }
+
+
 class ControlServer:
     """Answers requests, several connections at a time and one request after another on each."""
 
@@ -105,6 +128,7 @@ class ControlServer:
         self._methods = methods
         self._limit = limit
         self._room = trio.CapacityLimiter(MAX_CONNECTIONS)
+        self._timings = {name: _Timing() for name in methods}
         self.connections = 0
         """Connections that are open."""
         self.requests = 0
@@ -118,6 +142,9 @@ class ControlServer:
             "errors": self.errors,
             "denied": self.denied,
             "connections": self.connections,
+            "methods": {
+                name: timing.as_dict() for name, timing in self._timings.items() if timing.requests
+            },
         }
 
     async def serve(self, listener: socket.socket) -> None:
@@ -169,6 +196,7 @@ class ControlServer:
     async def answer(self, line: bytes, fds: Sequence[int]) -> bytes:
         """Carry one request out; whatever happens, there is a reply."""
         self.requests += 1
+        started, name = time.perf_counter_ns(), ""
         try:
             name, parameters = protocol.parse_request(line)
             method = self._methods.get(name)
@@ -182,6 +210,9 @@ class ControlServer:
             self.errors += 1
             _log.error("control request failed", exc_info=error)
             return protocol.failure(SysfsdError(f"internal error: {error!r}; see sysfsd's log"))
+        finally:
+            if name in self._timings:
+                self._timings[name].add(time.perf_counter_ns() - started)
 
 
 class _Conversation:

@@ -15,6 +15,7 @@ import os
 import re
 import stat
 import threading
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,7 @@ class Keeper:
         self._boot = bytes.fromhex(boot_id(proc).replace("-", ""))
         self._lock = threading.Lock()
         self._files: dict[Hashable, _File] = {}
+        self._users: Counter[Init] = Counter()
         self._released: set[Init] = set()
         self._directory = state.open_private(directory)
         for name in os.listdir(self._directory):
@@ -86,7 +88,8 @@ class Keeper:
         init = Init(self._boot, pid, start_ticks)
         with self._lock:
             # A second record of one process: the file is the first one's.
-            taken = any(file.init == init for file in self._files.values())
+            taken = self._users[init] > 0
+            self._users[init] += 1
             file = self._files[key] = _File(init, None)
             self._released.discard(init)
             try:
@@ -140,7 +143,12 @@ class Keeper:
         """
         with self._lock:
             file = self._files.pop(key, None)
-            if file is None or file.fd is None:
+            if file is None:
+                return
+            self._users[file.init] -= 1
+            if not self._users[file.init]:
+                del self._users[file.init]
+            if file.fd is None:
                 return
             os.close(file.fd)
             self._released.add(file.init)

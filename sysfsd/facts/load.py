@@ -1,13 +1,17 @@
 """A container's load average, made as the kernel makes the host's.
 
 Pure parts first (`step`, `advance`), then `LoadSampler`, which counts the tasks of every container
-each `INTERVAL_SECONDS`. The fixed-point arithmetic and its constants are those of the kernel's
+each `INTERVAL_SECONDS`: of every one in which anything ran since it was counted. A task that does
+not run does not change its state, so where the cgroup's CPU time stands still the last count holds.
+
+The fixed-point arithmetic and its constants are those of the kernel's
 kernel/sched/loadavg.c and include/linux/sched/loadavg.h: 11 fractional bits, and the factors
 e^(-5s/1min), e^(-5s/5min) and e^(-5s/15min).
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -34,6 +38,9 @@ MAX_CGROUPS = 1024
 
 MAX_TASKS_PER_ROUND = 65536
 """After so many tasks a round ends; the next one begins with the containers that were left out."""
+
+RECOUNT_ROUNDS = 12
+"""After so many rounds tasks are counted although none ran: somebody may have moved some in."""
 
 _INTERVAL_NS = INTERVAL_SECONDS * 1_000_000_000
 
@@ -161,12 +168,36 @@ class Target(NamedTuple):
     """
 
 
+class _Count(NamedTuple):
+    """The last count of a container's tasks."""
+
+    activity: str | None
+    """What its activity file said before they were counted."""
+    tasks: TaskCount
+    source: str
+
+
+@dataclass(slots=True)
+class _Tracked:
+    """A container whose tasks are counted."""
+
+    target: Target
+    number: int
+    """By which those that are counted again take turns."""
+    activity: str | None
+    """The file that says for how long its tasks have run; None if there is none of its own."""
+    last: _Count | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class SampleReport:
     """What one round over all containers did."""
 
     containers: int
+    counted: int
+    """Containers whose tasks were counted, because some had run."""
     tasks: int
+    """Tasks that were looked at."""
     truncated: int
     """Containers with more tasks than were looked at."""
     vanished: int
@@ -196,27 +227,32 @@ class LoadSampler:
         self._max_tasks_per_round = max_tasks_per_round
         self._keep = keep
         self._lock = threading.Lock()
-        self._targets: dict[Hashable, Target] = {}
+        self._tracked: dict[Hashable, _Tracked] = {}
+        self._numbers = itertools.count()
+        self._round = 0
         self._loads: dict[Hashable, LoadFacts] = {}
         self._resumed: dict[Hashable, KeptLoad] = {}
         self._postponed: list[Hashable] = []
-        self._last_report = SampleReport(0, 0, 0, 0, 0)
+        self._last_report = SampleReport(0, 0, 0, 0, 0, 0)
 
     def track(self, key: Hashable, target: Target, kept: KeptLoad | None = None) -> None:
         """Keep averages for a container from now on (idempotent), which go on from `kept`."""
         with self._lock:
-            if key not in self._targets and kept is not None:
+            if key in self._tracked:
+                return
+            if kept is not None:
                 self._resumed[key] = kept
-            self._targets.setdefault(key, target)
+            activity = _activity_file(self._tree, target.paths)
+            self._tracked[key] = _Tracked(target, next(self._numbers), activity)
 
     def tracks(self, key: Hashable) -> bool:
         """Return whether averages are kept for a container."""
-        return key in self._targets
+        return key in self._tracked
 
     def forget(self, key: Hashable) -> None:
         """Stop keeping them."""
         with self._lock:
-            self._targets.pop(key, None)
+            self._tracked.pop(key, None)
             self._loads.pop(key, None)
             self._resumed.pop(key, None)
 
@@ -226,9 +262,9 @@ class LoadSampler:
         Raises KeyError if it is not tracked, and OSError if its cgroup is gone.
         """
         with self._lock:
-            target = self._targets[key]
+            tracked = self._tracked[key]
             known = self._loads.get(key)
-        return self._sample(key, target) if known is None else known
+        return self._sample(key, tracked)[0] if known is None else known
 
     def sample_all(self) -> SampleReport:
         """Count the tasks of every container and move its averages: call every 5 seconds.
@@ -236,26 +272,29 @@ class LoadSampler:
         Synchronous and bounded; meant for a worker thread.
         """
         with self._lock:
-            targets = dict(self._targets)
+            targets = dict(self._tracked)
+        self._round += 1
         turns = [key for key in self._postponed if key in targets]
         first = frozenset(turns)
         turns += [key for key in targets if key not in first]
-        tasks = truncated = vanished = done = 0
+        counted = tasks = truncated = vanished = done = 0
         for key in turns:
             if tasks >= self._max_tasks_per_round:
                 break
             done += 1
             try:
-                load = self._sample(key, targets[key])
+                load, was_counted = self._sample(key, targets[key])
             except OSError:
                 vanished += 1
                 continue
-            tasks += min(load.tasks.total, self._max_tasks)
+            if was_counted:
+                counted += 1
+                tasks += min(load.tasks.total, self._max_tasks)
             truncated += load.tasks.truncated
         # Their averages catch up on the periods they missed when their turn comes.
         self._postponed = turns[done:]
         self._last_report = SampleReport(
-            len(targets), tasks, truncated, vanished, len(self._postponed)
+            len(targets), counted, tasks, truncated, vanished, len(self._postponed)
         )
         return self._last_report
 
@@ -264,25 +303,58 @@ class LoadSampler:
         """What the last round did, for the daemon's counters."""
         return self._last_report
 
-    def _sample(self, key: Hashable, target: Target) -> LoadFacts:
-        cgroup = self._tree.membership(target.paths)
-        tasks, source = TaskCount(), "0: no cgroup"
-        if cgroup is not None:
-            tasks = count_tasks(
-                cgroup, proc=self._proc, pid_depth=target.pid_depth, limit=self._max_tasks
-            )
-            source = f"tasks of {cgroup.source('')} and below"
+    def _sample(self, key: Hashable, tracked: _Tracked) -> tuple[LoadFacts, bool]:
+        """Move a container's averages; returns its load, and whether its tasks were counted."""
+        # Before they are counted: what runs from here on shows next time.
+        activity = None if tracked.activity is None else read_text(tracked.activity)
+        count = tracked.last
+        idle = count is not None and activity is not None and count.activity == activity
+        if count is None or not idle or (self._round + tracked.number) % RECOUNT_ROUNDS == 0:
+            count, idle = self._count(tracked.target, activity), False
+            tracked.last = count
+        tasks, source = count.tasks, count.source
         now = self._clock()
         with self._lock:
             before = self._loads.get(key)
+            kept = None if before is None else before.kept
             if before is None:
                 start = self._resumed.pop(key, KeptLoad(Averages(), tasks.newest_pid, now))
+                if not any(start.averages):
+                    # There is nothing to decay, and what runs now may have begun just now.
+                    start = start._replace(sampled=now)
                 before = LoadFacts(start.averages, tasks, start.last_pid, source, start.sampled)
             after = advance(before, tasks, now)
-            if key in self._targets:  # forgotten meanwhile: leave nothing behind
-                self._keep(key, after.kept)
+            if key in self._tracked:  # forgotten meanwhile: leave nothing behind
+                if kept is None or any(after.averages) or after.kept[:2] != kept[:2]:
+                    self._keep(key, after.kept)
                 self._loads[key] = after
-            return after
+            return after, not idle
+
+    def _count(self, target: Target, activity: str | None) -> _Count:
+        cgroup = self._tree.membership(target.paths)
+        if cgroup is None:
+            return _Count(activity, TaskCount(), "0: no cgroup")
+        tasks = count_tasks(
+            cgroup, proc=self._proc, pid_depth=target.pid_depth, limit=self._max_tasks
+        )
+        return _Count(activity, tasks, f"tasks of {cgroup.source('')} and below")
+
+
+def _activity_file(tree: CgroupTree, paths: CgroupPaths) -> str | None:
+    """The file that changes whenever a task of a container's cgroup, or below, has run.
+
+    cpuacct.usage is charged to a cgroup and all above it (``cpuacct_charge``), and so is what v2
+    has in cpu.stat, with the cpu controller or without. None where the container is in the root.
+    """
+    try:
+        # Not by the controller's name on v2, where it has none.
+        cgroup = tree.unified(paths)
+        name = "cpu.stat"
+        if paths.get("cpuacct") is not None:
+            cgroup, name = tree.controller(paths, "cpuacct"), "cpuacct.usage"
+    except OSError:
+        return None
+    return None if cgroup is None or cgroup.is_root else cgroup.source(name)
 
 
 def count_tasks(

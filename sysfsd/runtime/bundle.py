@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 
+from sysfsd import jsontext
 from sysfsd.errors import InvalidRequest, Refused
 
 TYPE_CHECKING = False
@@ -64,7 +64,7 @@ def load_document(path: str, *, directory: int | None = None, shown: str | None 
     if len(data) > LIMIT:
         raise InvalidRequest(f"{shown} is larger than {LIMIT} bytes")
     try:
-        document: Any = json.loads(data, object_pairs_hook=_unambiguous)
+        document: Any = jsontext.loads(data, _unambiguous)
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{shown} is not a spec: {error}") from None
     if not isinstance(document, dict):
@@ -98,7 +98,7 @@ def replace_document(path: str, document: Spec) -> None:
     )
     try:
         with open(fd, "w", encoding="utf-8") as file:
-            json.dump(document, file)
+            file.write(jsontext.dumps(document))
             os.fchown(fd, status.st_uid, status.st_gid)
         os.rename(temporary, path)
     except BaseException:

@@ -61,12 +61,13 @@ def _fail(reason: str, status: int, line: CommandLine | None) -> NoReturn:
 
 
 def _log(path: str, message: str, *, as_json: bool) -> None:
-    import json  # noqa: PLC0415
     import time  # noqa: PLC0415
+
+    from sysfsd.jsontext import dumps  # noqa: PLC0415
 
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     entry = {"level": "error", "msg": message, "time": now}
-    text = json.dumps(entry) if as_json else f'time="{now}" level=error msg={json.dumps(message)}'
+    text = dumps(entry) if as_json else f'time="{now}" level=error msg={dumps(message)}'
     if ":" in path.partition("/")[0]:  # crun's "journald:NAME" or "file:PATH"
         return
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -94,7 +95,8 @@ def _become(runtime: str, arguments: list[str]) -> NoReturn:
 
 
 def _prepare_create(line: CommandLine) -> None:
-    from sysfsd.control.client import Client, default_socket  # noqa: PLC0415
+    from sysfsd.control.address import default_socket  # noqa: PLC0415
+    from sysfsd.control.client import Client  # noqa: PLC0415
     from sysfsd.runtime import bundle as bundles  # noqa: PLC0415
     from sysfsd.runtime import capabilities, refusals  # noqa: PLC0415
     from sysfsd.runtime import spec as specs  # noqa: PLC0415

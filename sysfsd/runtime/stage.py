@@ -17,10 +17,10 @@ The stage is reachable by the container's root, which the engine's own directori
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 
+from sysfsd import jsontext
 from sysfsd.errors import Refused
 from sysfsd.kernel import mounts, syscalls
 from sysfsd.runtime import spec as specs
@@ -189,7 +189,7 @@ class Stage:
         """
         path = os.path.join(self.directory, "config.json")
         with open(path, "x", encoding="utf-8") as file:
-            json.dump(spec, file)
+            file.write(jsontext.dumps(spec))
         os.chmod(path, 0o600)
         mounts.place(syscalls.open_tree(syscalls.AT_FDCWD, path), "config.json")
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from sysfsd.facts.load import (
     EXPONENTS,
     FIXED_1,
+    RECOUNT_ROUNDS,
+    KeptLoad,
     LoadSampler,
     Target,
     TaskCount,
@@ -96,21 +98,37 @@ def sampler(clock: Clock, base: str = V2, *, per_round: int = 1000) -> LoadSampl
     return LoadSampler(tree, proc=f"{base}/proc", clock=clock, max_tasks_per_round=per_round)
 
 
+def ran(base: str) -> None:
+    """Have a task of the container use some CPU time."""
+    stat = Path(base, "sys/fs/cgroup/system.slice/docker-abc.scope/cpu.stat")
+    first, rest = stat.read_text().split("\n", 1)
+    name, used = first.split()
+    stat.write_text(f"{name} {int(used) + 1}\n{rest}")
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> str:
+    """A tree of the test's own."""
+    shutil.copytree(V2, tmp_path / "tree")
+    return str(tmp_path / "tree")
+
+
 def target(base: str = V2) -> Target:
     return Target(read_cgroup_paths(4242, f"{base}/proc"), pid_depth=1)
 
 
-def test_the_first_read_is_sensible_and_later_samples_move_it() -> None:
+def test_the_first_read_is_sensible_and_later_samples_move_it(base: str) -> None:
     clock = Clock()
-    loads = sampler(clock)
-    loads.track("web", target())
+    loads = sampler(clock, base)
+    loads.track("web", target(base))
     first = loads.load("web")
     assert first.averages == (0, 0, 0)
     assert (first.running, first.total, first.last_pid) == (1, 4, 31)
 
     clock.now += 5 * SECOND + 40_000_000  # a little late
+    ran(base)
     report = loads.sample_all()
-    assert (report.containers, report.tasks, report.vanished) == (1, 4, 0)
+    assert (report.containers, report.counted, report.tasks, report.vanished) == (1, 1, 4, 0)
     assert loads.load("web").averages.one == step(0, EXPONENTS[0], 2)
 
     clock.now += 20 * SECOND  # slept through three rounds
@@ -118,25 +136,79 @@ def test_the_first_read_is_sensible_and_later_samples_move_it() -> None:
     assert loads.load("web").averages.one == step(step(0, EXPONENTS[0], 2), EXPONENTS[0], 2, 4)
 
 
-def test_the_last_pid_never_goes_back(tmp_path: Path) -> None:
-    base = str(tmp_path / "tree")
-    shutil.copytree(V2, base)
+def test_where_nothing_ran_the_last_count_holds(base: str) -> None:
+    clock = Clock()
+    loads = sampler(clock, base)
+    loads.track("web", target(base))
+    loads.load("web")
+    tasks = Path(base, "sys/fs/cgroup/system.slice/docker-abc.scope/cgroup.threads")
+    before = tasks.read_text()
+
+    # Nobody could see this happen without a task that runs.
+    tasks.write_text("")
+    clock.now += 5 * SECOND
+    assert loads.sample_all().counted == 0
+    assert loads.load("web").total == 4
+    assert loads.load("web").averages.one == step(0, EXPONENTS[0], 2)  # it counts all the same
+
+    ran(base)
+    assert loads.sample_all().counted == 1
+    assert loads.load("web").total == 3
+    tasks.write_text(before)
+    # Or an administrator moved a task in that sleeps: not for long.
+    rounds = [loads.sample_all().counted for _ in range(2 * RECOUNT_ROUNDS)]
+    assert rounds.count(1) == 2
+    assert rounds.count(0) == 2 * RECOUNT_ROUNDS - 2
+    assert loads.load("web").total == 4
+
+
+def test_containers_take_turns_in_being_counted_again(base: str) -> None:
+    loads = sampler(Clock(), base)
+    for number in range(RECOUNT_ROUNDS):
+        loads.track(number, target(base))
+        loads.load(number)
+
+    assert [loads.sample_all().counted for _ in range(RECOUNT_ROUNDS)] == [1] * RECOUNT_ROUNDS
+
+
+def test_what_has_not_changed_is_not_kept_again(base: str) -> None:
+    clock = Clock()
+    kept: list[KeptLoad] = []
+    tree = CgroupTree.from_mountinfo(Path(f"{base}/proc/self/mountinfo").read_text(), base)
+    loads = LoadSampler(
+        tree, proc=f"{base}/proc", clock=clock, keep=lambda _key, load: kept.append(load)
+    )
+    for stat in Path(base, "proc").glob("*/stat"):
+        stat.write_text(stat.read_text().replace(" R ", " S ").replace(" D ", " S "))
+    loads.track("web", target(base))
+    loads.load("web")
+    assert len(kept) == 1
+    for _ in range(5):
+        clock.now += 5 * SECOND
+        loads.sample_all()
+    assert len(kept) == 1
+
+    # Who goes on from there an hour later has not had a load for an hour.
+    successor = sampler(clock)
+    successor.track("web", target(), kept[0])
+    clock.now += 3600 * SECOND
+    assert successor.load("web").averages == (0, 0, 0)
+
+
+def test_the_last_pid_never_goes_back(base: str) -> None:
     loads = sampler(Clock(), base)
     loads.track("web", target(base))
     assert loads.load("web").last_pid == 31
 
     deep = Path(base, "sys/fs/cgroup/system.slice/docker-abc.scope/worker/deep")
     shutil.rmtree(deep)
+    ran(base)
     loads.sample_all()
     assert loads.load("web").tasks.newest_pid == 9
     assert loads.load("web").last_pid == 31
 
 
-def test_what_is_forgotten_is_gone_and_a_vanished_cgroup_does_not_stop_the_round(
-    tmp_path: Path,
-) -> None:
-    base = str(tmp_path / "tree")
-    shutil.copytree(V2, base)
+def test_what_is_forgotten_is_gone_and_a_vanished_cgroup_does_not_stop_the_round(base: str) -> None:
     loads = sampler(Clock(), base)
     loads.track("web", target(base))
     shutil.rmtree(f"{base}/sys/fs/cgroup/system.slice/docker-abc.scope")
@@ -148,16 +220,18 @@ def test_what_is_forgotten_is_gone_and_a_vanished_cgroup_does_not_stop_the_round
         loads.load("web")
 
 
-def test_a_round_is_bounded_and_the_next_one_goes_on_from_there() -> None:
+def test_a_round_is_bounded_and_the_next_one_goes_on_from_there(base: str) -> None:
     clock = Clock()
-    loads = sampler(clock, per_round=5)
+    loads = sampler(clock, base, per_round=5)
     for name in "abc":
-        loads.track(name, target())
+        loads.track(name, target(base))
     first = loads.sample_all()
     assert (first.tasks, first.postponed) == (8, 1)  # a and b; c was left out
 
     clock.now += 5 * SECOND
+    ran(base)
     loads.sample_all()  # c and a
     clock.now += 5 * SECOND
+    ran(base)
     assert loads.sample_all().postponed == 1  # b and c
     assert loads.load("b").averages.one == step(0, EXPONENTS[0], 2, 2)
