@@ -112,7 +112,9 @@ class Holder:
             for fd in fds:
                 os.close(fd)
 
-    def _obey(self, message: dict[str, Any], fds: list[int]) -> bool:
+    def _obey(self, message: Any, fds: list[int]) -> bool:
+        if not isinstance(message, dict):
+            raise ValueError("not a message")
         if "keep" in message and len(fds) == 1 and len(self._kept) < MAX_DESCRIPTORS:
             name = str(message["keep"])
             self._drop(name)
