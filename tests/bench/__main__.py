@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
-import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tests.bench import reads, scale, starts
 from tests.bench.bars import bars
 from tests.bench.contenders import contest
+from tests.bench.generator import workplace
 from tests.bench.machine import machine, versions
 from tests.bench.picture import picture
 from tests.bench.processes import resident_bytes
@@ -80,10 +79,7 @@ def _measure(
         "machine": machine(),
         "versions": versions(),
     }
-    # Not in /tmp, which may be noexec: our programs are run from it. Others enter it.
-    directory = Path(tempfile.mkdtemp(prefix="sysfsd-bench-", dir="/var/lib"))
-    directory.chmod(0o711)
-    try:
+    with workplace() as directory:
         if "reads" in parts:
             tell("reads: starting everybody")
             with contest(directory) as contenders:
@@ -101,8 +97,6 @@ def _measure(
         if "starts" in parts:
             results["starts"] = starts.measure(starts.ROUNDS, tell)
             results["versions"]["docker"] = results["starts"].pop("docker")
-    finally:
-        shutil.rmtree(directory)
     return results
 
 

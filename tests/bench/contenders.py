@@ -68,7 +68,7 @@ class Contest:
 
 @contextmanager
 def contest(directory: Path) -> Iterator[Contest]:
-    """Start everything, below a directory that everybody may enter."""
+    """Start everything."""
     program = compiled("load.c", directory)
     with ExitStack() as stack:
         # Before the containers, which have then inherited their mounts to bind from. As Debian's

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +25,22 @@ CAT = "cat"
 PREAD = "pread"
 
 
+@contextmanager
+def workplace() -> Iterator[Path]:
+    """Make a directory that everybody may enter, because containers run programs from it.
+
+    Not in /tmp, which may be noexec.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="sysfsd-bench-", dir="/var/lib"))
+    try:
+        directory.chmod(0o711)
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
 def compiled(source: str, directory: Path) -> Path:
-    """Compile one of our C programs into a directory that everybody may enter."""
+    """Compile one of our C programs into a directory."""
     program = directory / source.removesuffix(".c")
     command = ["cc", "-O2", "-Wall", "-pthread", "-o", str(program), str(HERE / source)]
     subprocess.run(command, check=True, timeout=60)

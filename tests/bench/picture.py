@@ -91,8 +91,10 @@ def picture(results: Mapping[str, Any]) -> str:
         if drawn:
             body += _panel(top, title, drawn)
             top += _height(drawn) + 24
-    body.append(_text(24, top, _machine(results), "small"))
-    height = top + 18
+    for line in _machine(results):
+        body.append(_text(24, top, line, "small"))
+        top += 16
+    height = top + 4
     head = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
         f'viewBox="0 0 {WIDTH} {height}" role="img">',
@@ -166,13 +168,13 @@ def _place(number: float, low: int, high: int) -> float:
     return round(_LEFT + share * (_RIGHT - _LEFT), 1)
 
 
-def _machine(results: Mapping[str, Any]) -> str:
+def _machine(results: Mapping[str, Any]) -> tuple[str, str]:
     machine, versions = results["machine"], results["versions"]
     virtual = "virtual " if machine["virtual"] else ""
     return (
         f"{machine['cpu']}, {machine['cpus']} {virtual}CPUs, Linux {machine['kernel']}, cgroup "
-        f"{machine['cgroup']} · sysfsd {versions['sysfsd']} ({versions['commit']}), "
-        f"lxcfs {versions['lxcfs']} · {results['date'][:10]} · scales are logarithmic"
+        f"{machine['cgroup']}; {results['date'][:10]}. Scales are logarithmic.",
+        f"sysfsd {versions['sysfsd']} ({versions['commit']}), lxcfs {versions['lxcfs']}",
     )
 
 

@@ -18,7 +18,7 @@ from tests.bench.processes import resident_bytes, spent_ns, tree
 from tests.support.daemon import serving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from tests.bench.generator import Generator
@@ -32,8 +32,14 @@ _RUNS = 4
 _RUN_SECONDS = 0.25
 
 
-def measure(directory: Path, tell: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Measure at each size, below a directory that everybody may enter."""
+def measure(
+    directory: Path,
+    tell: Callable[[str], None],
+    *,
+    sizes: Sequence[int] = SIZES,
+    idle: float = IDLE_SECONDS,
+) -> list[dict[str, Any]]:
+    """Measure at each size."""
     home = directory / "scale"
     home.mkdir(mode=0o711)
     load, many = compiled("load.c", directory), compiled("crowd.c", directory)
@@ -41,14 +47,14 @@ def measure(directory: Path, tell: Callable[[str], None]) -> list[dict[str, Any]
         attach(serve, one, "first")
         with crowd(many) as others:
             results: list[dict[str, Any]] = []
-            for size in SIZES:
+            for size in sizes:
                 tell(f"scale: {size} containers")
                 new = others.add(size - 1 - len(others.pids))
-                results.append({"containers": size, **_at(serve, new, reader)})
+                results.append({"containers": size, **_at(serve, new, reader, idle)})
     return results
 
 
-def _at(serve: Serving, new: Mapping[str, int], reader: Generator) -> dict[str, Any]:
+def _at(serve: Serving, new: Mapping[str, int], reader: Generator, idle: float) -> dict[str, Any]:
     daemon = tree(serve.process.pid)
     before, began = spent_ns(daemon), time.perf_counter()
     for name, pid in new.items():
@@ -58,8 +64,8 @@ def _at(serve: Serving, new: Mapping[str, int], reader: Generator) -> dict[str, 
     reads = _read(reader)
     resident = resident_bytes(daemon)
     before = spent_ns(daemon)
-    time.sleep(IDLE_SECONDS)  # nothing to wait for: this is what is measured
-    idle = spent_ns(daemon) - before
+    time.sleep(idle)  # nothing to wait for: this is what is measured
+    spent = spent_ns(daemon) - before
     return {
         "registered": len(new),
         "register_seconds": round(seconds, 4),
@@ -67,7 +73,7 @@ def _at(serve: Serving, new: Mapping[str, int], reader: Generator) -> dict[str, 
         "first_read": first.as_dict() if first.operations else None,
         "cat": reads.as_dict(),
         "rss_bytes": resident,
-        "idle_cpu_percent": round(100 * idle / 1e9 / IDLE_SECONDS, 3),
+        "idle_cpu_percent": round(100 * spent / 1e9 / idle, 3),
     }
 
 
