@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import select
 import shutil
 import subprocess
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -23,6 +24,9 @@ THREADS = "threads"
 PROCESSES = "processes"
 CAT = "cat"
 PREAD = "pread"
+
+PATIENCE = 20.0
+"""Seconds; whoever has not answered by then will not."""
 
 
 @contextmanager
@@ -55,28 +59,41 @@ class Generator:
     answers: IO[str]
 
     def run(self, way: str, path: str, *, clients: int, kind: str, seconds: float) -> Tally:
-        """Read a file for a while. Raises ``ValueError`` when a read fails."""
+        """Read a file for a while.
+
+        Raises ``ValueError`` when a read fails, ``TimeoutError`` when one takes for ever.
+        """
         self.orders.write(f"{way} {kind} {clients} {round(seconds * 1000)} {path}\n")
         self.orders.flush()
+        if not select.select([self.answers], [], [], seconds + PATIENCE)[0]:
+            raise TimeoutError(f"{way} {path}: no end of it after {PATIENCE:.0f} s more")
         return parse_answer(self.answers.readline().rstrip("\n"))
 
 
 @contextmanager
 def generating(program: Path, prefix: Sequence[str] = ()) -> Iterator[Generator]:
     """Run it, wherever ``prefix`` leads."""
-    with subprocess.Popen(
+    process = subprocess.Popen(
         [*prefix, str(program)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd="/",
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            yield Generator(process.stdin, process.stdout)
-        finally:
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield Generator(process.stdin, process.stdout)
+    finally:
+        with suppress(BrokenPipeError):
             process.stdin.close()  # which it takes for the end
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            # It waits for an answer to a read, and dies with nsenter when that is given up.
+            process.kill()
+            process.wait()
+        process.stdout.close()
 
 
 @contextmanager
@@ -87,8 +104,10 @@ def generating_in(container: Container, program: Path) -> Iterator[Generator]:
 
 
 def inside(container: Container) -> list[str]:
-    """How a command line begins that is to run in a container as its programs do: in its namespaces
-    and in its cgroups."""
+    """How a command line begins that is to run as a container's programs do.
+
+    In its namespaces and in its cgroups: `Container.run` leaves it in ours.
+    """
     procs = [str(cgroup / "cgroup.procs") for cgroup in container.cgroups]
     into = 'while [ "$1" != -- ]; do echo $$ >"$1"; shift; done; shift; exec "$@"'
     return ["sh", "-euc", into, "sh", *procs, "--", *container.enter()]
