@@ -15,6 +15,7 @@ from tests.bench.bars import bars
 from tests.bench.contenders import contest
 from tests.bench.generator import workplace
 from tests.bench.machine import machine, versions
+from tests.bench.page import with_table
 from tests.bench.picture import picture
 from tests.bench.processes import resident_bytes
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent.parent.parent / "README.md"
 PARTS = ("reads", "scale", "starts")
 SECONDS = 100.0
 """Of reading; all together takes about twice as long."""
@@ -55,6 +57,8 @@ def main(arguments: list[str]) -> int:
         if results.get("reads"):
             (out / "latest.svg").write_text(picture(results))
         print(f"\nwritten to {out}")
+    if whole and out == RESULTS:
+        README.write_text(with_table(README.read_text(), results))
     return 0
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from tests.bench.__main__ import README, RESULTS
 from tests.bench.bars import Bar, bars
+from tests.bench.page import BEGIN, END, with_table
 from tests.bench.picture import CONTENDERS, decades, picture, readable
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -168,3 +171,37 @@ def test_the_axis_has_whole_decades(numbers: list[float], wanted: tuple[int, int
 )
 def test_numbers_are_short(number: float, wanted: str) -> None:
     assert readable(number) == wanted
+
+
+def whole_run() -> dict[str, Any]:
+    results = run()
+    for row in results["reads"]:
+        row["daemon_cpu_us"] = 1.5
+    others = [row | {"file": file} for file in ("stat", "cpuinfo") for row in results["reads"]]
+    return results | {
+        "reads": [*results["reads"], *others],
+        "scale": [scaled(1, 5.0), scaled(1000, 6.0)],
+        "starts": {"plain": {"median_ms": 400.0}, "sysfsd": {"median_ms": 540.0}},
+    }
+
+
+def test_the_page_gets_the_figures_of_the_last_run_and_keeps_the_rest() -> None:
+    page = with_table(f"before\n{BEGIN}old\n{END}after\n", whole_run())
+    assert page.startswith("before\n")
+    assert page.endswith("after\n")
+    assert "old" not in page
+    assert "| lxcfs | 400 / 400 / 400 µs | 40 / 40 / 40 | 20,000 / 20,000 / 20,000 |" in page
+    assert "1000 containers: registered in 12.0 s, 151 MB" in page
+    assert with_table(page, whole_run()) == page
+
+
+def test_a_page_without_a_place_for_them_is_left_alone() -> None:
+    with pytest.raises(ValueError, match="made by"):
+        with_table("nothing here\n", whole_run())
+
+
+def test_the_readme_shows_the_run_that_is_committed() -> None:
+    """Both come from the same run of ``sh tests/run.sh bench``."""
+    results = json.loads((RESULTS / "latest.json").read_text())
+    assert with_table(README.read_text(), results) == README.read_text()
+    assert picture(results) == (RESULTS / "latest.svg").read_text()
