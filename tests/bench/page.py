@@ -33,9 +33,11 @@ def table(results: Mapping[str, Any]) -> str:
     rows = results["reads"]
     machine = results["machine"]
     virtual = "virtual " if machine["virtual"] else ""
+    busy = machine["load_before"] > machine["cpus"] / 2
     lines = [
         f"On {machine['cpus']} {virtual}CPUs ({machine['cpu']}), Linux {machine['kernel']}, cgroup "
-        f"{machine['cgroup']}, lxcfs {results['versions']['lxcfs']}:",
+        f"{machine['cgroup']}, lxcfs {results['versions']['lxcfs']}"
+        + (f", while others used it too (load {machine['load_before']}):" if busy else ":"),
         "",
         f"| `cat` of {', '.join(MAIN_FILES)} | median | by the kernel's | a second, 8 processes "
         "| daemon's CPU each |",

@@ -40,6 +40,7 @@ def run(pinned: float = 5.0) -> dict[str, Any]:
             "virtual": True,
             "kernel": "6.18.0",
             "cgroup": "v1",
+            "load_before": 0.3,
         },
         "versions": {"sysfsd": "0.1", "commit": "abc1234", "lxcfs": "5.0.3-1"},
         "reads": [
@@ -193,6 +194,13 @@ def test_the_page_gets_the_figures_of_the_last_run_and_keeps_the_rest() -> None:
     assert "| lxcfs | 400 / 400 / 400 µs | 40 / 40 / 40 | 20,000 / 20,000 / 20,000 |" in page
     assert "1000 containers: registered in 12.0 s, 151 MB" in page
     assert with_table(page, whole_run()) == page
+    assert "load" not in page
+
+
+def test_a_busy_machine_is_no_secret() -> None:
+    results = whole_run()
+    results["machine"]["load_before"] = 7.5
+    assert "while others used it too (load 7.5):" in with_table(f"{BEGIN}{END}", results)
 
 
 def test_a_page_without_a_place_for_them_is_left_alone() -> None:
