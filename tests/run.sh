@@ -12,6 +12,8 @@
 #   engine      real Docker engines, outer and inner, and Podman
 #   programs    free, top, lscpu, a JVM … in containers, with sysfsd, with lxcfs, with nothing
 #   vm          in a virtual machine: systemd, Docker and cgroup v2 alone
+#   bench       no tests, and not part of all: how fast it is, beside lxcfs and the kernel
+#               [--only reads,scale,starts] [--seconds N] [--out DIRECTORY]
 #
 # Missing Debian packages are installed, Python packages go to .venv in the checkout, images are
 # cached in /var/cache/sysfsd-tests (SYSFSD_TEST_CACHE). An engine that runs here is left alone.
@@ -23,7 +25,7 @@ root=$(dirname -- "$(dirname -- "$(readlink -f -- "$0")")")
 
 level=all
 case ${1-} in
-all | fast | lint | pure | filesystem | runtime | engine | programs | vm)
+all | fast | lint | pure | filesystem | runtime | engine | programs | vm | bench)
 	level=$1
 	shift
 	;;
@@ -58,12 +60,13 @@ packages=base
 ! wants engine || packages="$packages runtime engine podman"
 ! wants programs || packages="$packages runtime engine"
 ! wants vm || packages="$packages engine vm"
+! wants bench || packages="$packages runtime engine"
 # shellcheck disable=SC2086 # one word per level
 install_packages $packages
 make_environment
 ! wants lint || step "Lint: ruff, mypy --strict, shellcheck" run_apart lint
-{ ! wants engine && ! wants vm; } || make_images
-{ ! wants programs && ! wants vm; } || make_program_image
+{ ! wants engine && ! wants vm && ! wants bench; } || make_images
+{ ! wants programs && ! wants vm && ! wants bench; } || make_program_image
 ! wants vm || { make_machine && step "Wheel of sysfsd for the virtual machine" run_apart make_wheel; }
 
 folders=
@@ -75,5 +78,6 @@ cd "$root"
 status=0
 # shellcheck disable=SC2086 # one word per folder
 [ -z "$folders" ] || "$venv/bin/python" -m pytest $folders "$@" || status=$?
+! wants bench || "$venv/bin/python" -m tests.bench "$@" || status=$?
 ! wants vm || SYSFSD_VM_WHEELS=$venv/wheels sh tests/vm/run.sh "$@" || status=$?
 [ "$status" = 0 ] || exit "$status"

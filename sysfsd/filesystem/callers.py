@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyfuse3
 
@@ -18,13 +18,15 @@ from sysfsd.errors import NoSuchView
 from sysfsd.facts.placement import outermost
 from sysfsd.filesystem import attributes
 from sysfsd.filesystem.operations import Operations
-from sysfsd.filesystem.snapshots import Opened, RecentSnapshots
+from sysfsd.filesystem.snapshots import Opened, Recent
 from sysfsd.filesystem.tree import MOUNT_SERIAL, anybody, inode_of, members_in, parts_of
-from sysfsd.kernel.cgroups import read_cgroup_paths
+from sysfsd.kernel.cgroups import CgroupPaths, read_cgroup_paths
+from sysfsd.kernel.procfs import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
+    from sysfsd.facts.callers import Caller
     from sysfsd.facts.collector import FactsCollector
     from sysfsd.filesystem.identity import Identity
     from sysfsd.filesystem.rendering import Renderer
@@ -43,6 +45,27 @@ _ENTRY_BYTES = 128
 
 RECENT_SECONDS = 0.05
 MAX_RECENT = 1024
+
+_NAMESPACES = ("cgroup", "pid", "user")
+
+
+class _Marks(NamedTuple):
+    """What tells a caller apart: who has the same ones is shown the same."""
+
+    cgroup: str
+    """Its /proc/<pid>/cgroup."""
+    namespaces: tuple[str, ...]
+    domain: int | None
+    """Its execution domain, where that makes a difference."""
+
+
+class _Asking(NamedTuple):
+    """Who asks, for as long as the request lasts: it waits for us, and is still that thread."""
+
+    tid: int
+    """0 if it is not in our pid namespace: nothing is known about it."""
+    marks: _Marks | None
+    """None where they can't be read: some are only for those who may trace it."""
 
 
 class CallersOperations(Operations):
@@ -66,8 +89,11 @@ class CallersOperations(Operations):
         self._listings: Opened[tuple[tuple[bytes, int], ...]] = Opened(
             MAX_OPEN, MAX_OPEN_OF_ONE_OWNER
         )
-        self._opened = RecentSnapshots(RECENT_SECONDS, MAX_RECENT)
-        self._looked_at = RecentSnapshots(RECENT_SECONDS, MAX_RECENT)
+        self._opened: Recent[bytes] = Recent(RECENT_SECONDS, MAX_RECENT)
+        self._looked_at: Recent[bytes] = Recent(RECENT_SECONDS, MAX_RECENT)
+        # By their marks. Telling who a caller is takes ten times as long as reading those.
+        self._callers: Recent[Caller] = Recent(RECENT_SECONDS, MAX_RECENT)
+        self._containers: Recent[str] = Recent(RECENT_SECONDS, MAX_RECENT)
         self._mounted_ns = time.time_ns()
 
     async def lookup(
@@ -75,7 +101,7 @@ class CallersOperations(Operations):
     ) -> pyfuse3.EntryAttributes:
         """Find a name in a directory."""
         parent = self._node(parent_inode)
-        members = await self._members(parent.lists, ctx.pid)
+        members = await self._members(parent.lists, self._asking(ctx.pid))
         child = self._tree.child(parent, name, members)
         return await self.getattr(inode_of(MOUNT_SERIAL, child), ctx)
 
@@ -83,14 +109,14 @@ class CallersOperations(Operations):
         """Answer attributes; the size is that of the caller's view."""
         node = self._node(inode)
         if node.listed is not None:
-            members = await self._members((node.listed,), ctx.pid)
+            members = await self._members((node.listed,), self._asking(ctx.pid))
             if not self._tree.exists(node, members):
                 raise NoSuchView(f"the caller has no {node.path}")
         if node.link is not None:
             return self._link(inode, node.link)
         if node.view is None:
             return self._directory(inode)
-        data = await self._content(node.view, ctx.pid)
+        data = await self._content(node.view, self._asking(ctx.pid))
         return self._file(inode, len(data), node.view.mode, time.time_ns())
 
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
@@ -104,8 +130,9 @@ class CallersOperations(Operations):
         node = self._node(inode)
         if node.view is None:
             raise pyfuse3.FUSEError(errno.EISDIR)
-        data = await self._content(node.view, ctx.pid, opening=True)
-        handle = self._open.add(owner_of(ctx.pid), data, len(data))
+        asking = self._asking(ctx.pid)
+        data = await self._content(node.view, asking, opening=True)
+        handle = self._open.add(_owner_of(asking), data, len(data))
         if handle is None:
             raise pyfuse3.FUSEError(errno.ENFILE)
         return pyfuse3.FileInfo(fh=handle, direct_io=True, keep_cache=False)
@@ -124,9 +151,10 @@ class CallersOperations(Operations):
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         """List what the caller has in a directory, for as long as that is open."""
         node = self._node(inode)
-        children = self._tree.children(node, await self._members(node.lists, ctx.pid))
+        asking = self._asking(ctx.pid)
+        children = self._tree.children(node, await self._members(node.lists, asking))
         size = _ENTRY_BYTES * len(children)
-        handle = self._listings.add(owner_of(ctx.pid), tuple(children), size)
+        handle = self._listings.add(_owner_of(asking), tuple(children), size)
         if handle is None:
             raise pyfuse3.FUSEError(errno.ENFILE)
         return handle
@@ -152,15 +180,15 @@ class CallersOperations(Operations):
             if not pyfuse3.readdir_reply(token, name, entry, position):
                 break
 
-    async def _members(self, lists: Sequence[str], tid: int) -> Members:
+    async def _members(self, lists: Sequence[str], asking: _Asking) -> Members:
         """Look the caller's members up, in the very files that list them for it."""
         found = {}
         for path in lists:
             view = self._tree.view(path, anybody)
-            found[path] = members_in(await self._content(view, tid))
+            found[path] = members_in(await self._content(view, asking))
         return found.__getitem__
 
-    async def _content(self, view: View, tid: int, *, opening: bool = False) -> bytes:
+    async def _content(self, view: View, asking: _Asking, *, opening: bool = False) -> bytes:
         """A view for a caller, as it is or was a moment ago.
 
         What it was when somebody asked for its size is not what open(2) finds. A container's
@@ -168,20 +196,19 @@ class CallersOperations(Operations):
         the program that it becomes sizes itself by what it reads first.
         """
         recent = (self._opened,) if opening else (self._opened, self._looked_at)
-        if tid == 0:  # not in our pid namespace: nothing is known about it
+        if asking.tid == 0:
             return self._renderer.kernels_own(view)
-        container = await self._identity.container_of(tid)
+        container = await self._container(asking)
         if container is not None:
-            domain = self._collector.callers.domain_of(tid)
+            domain = self._collector.callers.domain_of(asking.tid)
             key: Hashable = (container, domain, view.path)
             known = _first(recent, key)
             if known is not None:
                 return known
             shown = await self._identity.view_of(container, view.path, domain)
             if shown is not None:
-                recent[-1].put(key, shown)
-                return shown
-        caller = self._collector.callers.identify(tid)
+                return recent[-1].put(key, shown)
+        caller = self._caller(asking)
         key = (caller, view.path)
         known = _first(recent, key)
         if known is not None:
@@ -189,10 +216,43 @@ class CallersOperations(Operations):
         data = self._renderer.render(
             view,
             lambda: self._collector.facts_of_caller(caller, opening=opening),
-            f"caller {tid}",
+            f"caller {asking.tid}",
         )
-        recent[-1].put(key, data)
-        return data
+        return recent[-1].put(key, data)
+
+    def _asking(self, tid: int) -> _Asking:
+        if tid == 0:
+            return _Asking(tid, None)
+        try:
+            marks = _Marks(
+                read_text(f"/proc/{tid}/cgroup"),
+                tuple([os.readlink(f"/proc/{tid}/ns/{kind}") for kind in _NAMESPACES]),
+                self._collector.callers.domain_of(tid),
+            )
+        except OSError:
+            return _Asking(tid, None)
+        return _Asking(tid, marks)
+
+    async def _container(self, asking: _Asking) -> str | None:
+        """Ask the daemon for its container.
+
+        That it has none is not kept: one may be registered any time, before its first program opens
+        a file.
+        """
+        known = asking.marks and self._containers.get(asking.marks)
+        if known:
+            return known
+        container = await self._identity.container_of(asking.tid)
+        if container is not None and asking.marks is not None:
+            self._containers.put(asking.marks, container)
+        return container
+
+    def _caller(self, asking: _Asking) -> Caller:
+        known = asking.marks and self._callers.get(asking.marks)
+        if known:
+            return known
+        caller = self._collector.callers.identify(asking.tid)
+        return caller if asking.marks is None else self._callers.put(asking.marks, caller)
 
     def _node(self, inode: int) -> Node:
         serial, number = parts_of(inode)
@@ -225,10 +285,14 @@ class CallersOperations(Operations):
         )
 
 
-def owner_of(tid: int) -> Hashable:
-    """Whose open files a caller's count as. It waits for us: it is still that thread."""
-    return None if tid == 0 else outermost(read_cgroup_paths(tid))
+def _owner_of(asking: _Asking) -> Hashable:
+    """Whose open files a caller's count as."""
+    if asking.tid == 0:
+        return None
+    if asking.marks is None:
+        return outermost(read_cgroup_paths(asking.tid))
+    return outermost(CgroupPaths.parse(asking.marks.cgroup))
 
 
-def _first(recent: Sequence[RecentSnapshots], key: Hashable) -> bytes | None:
+def _first(recent: Sequence[Recent[bytes]], key: Hashable) -> bytes | None:
     return next((data for each in recent if (data := each.get(key)) is not None), None)

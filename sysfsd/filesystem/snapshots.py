@@ -141,8 +141,8 @@ class Opened(Generic[T]):
         return content
 
 
-class RecentSnapshots:
-    """What was rendered a moment ago, so that stat, open and read of one ``cat`` agree."""
+class Recent(Generic[T]):
+    """What was found out a moment ago, so that stat, open and read of one ``cat`` agree."""
 
     def __init__(
         self, lifetime: float, limit: int, clock: Callable[[], int] = time.monotonic_ns
@@ -150,16 +150,19 @@ class RecentSnapshots:
         self._lifetime_ns = int(lifetime * 1e9)
         self._limit = limit
         self._clock = clock
-        self._recent: dict[Hashable, tuple[int, bytes]] = {}
+        self._recent: dict[Hashable, tuple[int, T]] = {}
 
-    def get(self, key: Hashable) -> bytes | None:
+    def get(self, key: Hashable) -> T | None:
         """Return what is kept, if it is recent."""
-        rendered, data = self._recent.get(key, (0, b""))
-        return data if data and self._clock() - rendered < self._lifetime_ns else None
+        known = self._recent.get(key)
+        if known is None or self._clock() - known[0] >= self._lifetime_ns:
+            return None
+        return known[1]
 
-    def put(self, key: Hashable, data: bytes) -> None:
-        """Keep it; the oldest goes when there are too many."""
+    def put(self, key: Hashable, value: T) -> T:
+        """Keep and return it; the oldest goes when there are too many."""
         self._recent.pop(key, None)
         if len(self._recent) >= self._limit:
             del self._recent[next(iter(self._recent))]
-        self._recent[key] = (self._clock(), data)
+        self._recent[key] = (self._clock(), value)
+        return value

@@ -318,6 +318,20 @@ def test_no_caller_gets_what_another_read(views: Path) -> None:
             assert uptime(young(views / "proc/uptime")) < boot
 
 
+def test_a_caller_that_moves_is_told_apart_at_once(views: Path) -> None:
+    """Who it is, is remembered for a moment, but not by its number."""
+    with cgroup("a", "b") as group:
+        group.divide()
+        sizes = {"a": 48, "b": 56}
+        for name, size in sizes.items():
+            group.limit(size << 20, name)
+        with reader(within=group, below="a") as read:
+            pid = only_process(group, "a")
+            for name in "abababab":
+                group.put(pid, name)
+                assert total(read(views / "proc/meminfo")) == sizes[name] << 10
+
+
 def test_many_callers_at_the_same_time(views: Path) -> None:
     """In containers of three kinds, in leaves of those, and on the host."""
     wrong: list[tuple[int, int]] = []

@@ -15,7 +15,7 @@ from sysfsd.filesystem.snapshots import (
     UNIT_BYTES,
     Opened,
     PinnedSnapshots,
-    RecentSnapshots,
+    Recent,
 )
 from sysfsd.filesystem.tree import ROOT_NODE, Node, Tree, inode_of, parts_of
 from sysfsd.views import VIEWS, Family, Links, View, attach_points, known_by
@@ -292,7 +292,7 @@ def test_nobody_keeps_others_from_opening() -> None:
 
 def test_recent_snapshots_are_recent_and_bounded() -> None:
     clock = Clock()
-    recent = RecentSnapshots(0.05, 2, clock)
+    recent: Recent[bytes] = Recent(0.05, 2, clock)
     for key in "abc":
         recent.put(key, key.encode())
     assert [recent.get(key) for key in "abc"] == [None, b"b", b"c"]
