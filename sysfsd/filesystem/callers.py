@@ -1,8 +1,9 @@
 """``sysfsd mount``: the same files show every caller its own view.
 
-Who asks decides what is in a file, so the kernel may keep nothing: all timeouts are 0, files are
-read with direct_io, and READ, which does not say who reads, is answered from what OPEN rendered.
-An open file that is passed on keeps its opener's view.
+Who asks decides what is in a file, so the kernel may keep nothing of that: attributes, with the
+size, are good for no time, files are read with direct_io, and READ, which does not say who reads,
+is answered from what OPEN rendered. An open file that is passed on keeps its opener's view. What
+the kernel may keep are the names, and the directories, that are there for everybody.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pyfuse3
 from sysfsd.errors import NoSuchView
 from sysfsd.facts.placement import outermost
 from sysfsd.filesystem import attributes
-from sysfsd.filesystem.operations import Operations
+from sysfsd.filesystem.operations import STATIC_TIMEOUT, Operations
 from sysfsd.filesystem.snapshots import Opened, RecentSnapshots
 from sysfsd.filesystem.tree import MOUNT_SERIAL, anybody, inode_of, members_in, parts_of
 from sysfsd.kernel.cgroups import read_cgroup_paths
@@ -89,9 +90,9 @@ class CallersOperations(Operations):
         if node.link is not None:
             return self._link(inode, node.link)
         if node.view is None:
-            return self._directory(inode)
+            return self._directory(inode, node)
         data = await self._content(node.view, ctx.pid)
-        return self._file(inode, len(data), node.view.mode, time.time_ns())
+        return self._file(inode, len(data), node, time.time_ns())
 
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
         """Say where a link points to; it is the same for all who have it."""
@@ -146,9 +147,9 @@ class CallersOperations(Operations):
             if node.link is not None:
                 entry = self._link(inode, node.link)
             elif node.view is None:
-                entry = self._directory(inode)
+                entry = self._directory(inode, node)
             else:
-                entry = self._file(inode, 0, node.view.mode, self._mounted_ns)
+                entry = self._file(inode, 0, node, self._mounted_ns)
             if not pyfuse3.readdir_reply(token, name, entry, position):
                 break
 
@@ -170,14 +171,15 @@ class CallersOperations(Operations):
         recent = (self._opened,) if opening else (self._opened, self._looked_at)
         if tid == 0:  # not in our pid namespace: nothing is known about it
             return self._renderer.kernels_own(view)
-        container = await self._identity.container_of(tid)
+        domain = self._collector.callers.domain_of(tid)
+        container, shown = await self._identity.shown_to(tid, view.path, domain)
         if container is not None:
-            domain = self._collector.callers.domain_of(tid)
             key: Hashable = (container, domain, view.path)
             known = _first(recent, key)
             if known is not None:
                 return known
-            shown = await self._identity.view_of(container, view.path, domain)
+            if shown is None:
+                shown = await self._identity.view_of(container, view.path, domain)
             if shown is not None:
                 recent[-1].put(key, shown)
                 return shown
@@ -208,21 +210,30 @@ class CallersOperations(Operations):
             changed_ns=self._mounted_ns,
         )
 
-    def _directory(self, inode: int) -> pyfuse3.EntryAttributes:
+    def _directory(self, inode: int, node: Node) -> pyfuse3.EntryAttributes:
         return attributes.directory(
             inode,
             mode=0o555,
             changed_ns=self._mounted_ns,
+            entry_timeout=_name_seconds(node),
+            attr_timeout=_name_seconds(node),
         )
 
     @staticmethod
-    def _file(inode: int, size: int, mode: int, changed_ns: int) -> pyfuse3.EntryAttributes:
+    def _file(inode: int, size: int, node: Node, changed_ns: int) -> pyfuse3.EntryAttributes:
+        assert node.view is not None
         return attributes.file(
             inode,
             size=size,
-            mode=mode,
+            mode=node.view.mode,
             changed_ns=changed_ns,
+            entry_timeout=_name_seconds(node),
         )
+
+
+def _name_seconds(node: Node) -> float:
+    """For how long the kernel may believe in a name: not where one has it and another has not."""
+    return STATIC_TIMEOUT if node.listed is None else 0
 
 
 def owner_of(tid: int) -> Hashable:

@@ -87,6 +87,28 @@ def test_all_views_are_there_with_real_sizes(views: Path) -> None:
     assert sorted(os.listdir(views)) == ["proc", "sys"]
 
 
+@pytest.mark.usefixtures("web")
+def test_a_read_asks_the_daemon_as_little_as_it_can(
+    daemon: Serving, box: Container, readable: Path
+) -> None:
+    """The name once for all, then who asks for the size, and who opens, with what they see."""
+
+    def asked() -> tuple[int, int]:
+        methods = daemon.call("stats")["control"]["methods"]
+        resolve, show = (methods.get(name, {"requests": 0}) for name in ("resolve", "show"))
+        return resolve["requests"], show["requests"]
+
+    path = readable / "proc/meminfo"
+    assert total(seen_by(box, path)) == 96 << 10
+    before = asked()
+    assert total(seen_by(box, path)) == 96 << 10
+
+    resolved, shown = asked()
+    # cat(1) asks for the size of what it has opened as well.
+    assert 1 <= resolved - before[0] <= 3
+    assert shown == before[1]
+
+
 def test_slabinfo_is_for_the_hosts_root_as_the_kernels_own_is(
     box: Container, readable: Path
 ) -> None:
