@@ -16,7 +16,7 @@ from sysfsd import __version__, documents, pressured, state
 from sysfsd.binds import plan
 from sysfsd.channel import device
 from sysfsd.channel.answering import answering
-from sysfsd.coherence import Coherence
+from sysfsd.coherence import Coherence, Roots
 from sysfsd.containers.registry import Registry
 from sysfsd.containers.reservations import Reservations
 from sysfsd.control.methods import Methods
@@ -50,6 +50,10 @@ if TYPE_CHECKING:
     from sysfsd.documents import Documents
     from sysfsd.facts.load import LoadSampler
     from sysfsd.policy import Policy
+
+RESUME_ROUNDS = 30
+RESUME_PAUSE_SECONDS = 1.0
+"""So often, and with this pause, overlays are looked for: a container may be just starting."""
 
 ALIVE_SECONDS = 3.0
 """Between two proofs that we don't hang; whoever watches over us waits several times as long."""
@@ -143,6 +147,7 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
         coherence = Coherence(limit)
         await background.start(coherence.run)
         reservations.on_free.append(coherence.forget)
+        background.start_soon(_resume_coherence, coherence, reservations)
         pinner = Pinner(
             tree=cgroups,
             records=registry.records,
@@ -256,6 +261,26 @@ async def mount(directory: str, control: str, policy: Policy) -> None:
 def _note_mount(mounted: Documents, name: str, mountpoint: str) -> None:
     """Let `offline` know of a mount of ours."""
     mounted.put(name, {"point": mountpoint, "device": device.device_of(mountpoint)})
+
+
+async def _resume_coherence(coherence: Coherence, reservations: Reservations) -> None:
+    """Go on with the overlays that a predecessor watched, as soon as they are to be found."""
+    notes = {container: note for container, _, note in reservations.notes()}
+    for _ in range(RESUME_ROUNDS):
+        for container, init, note in reservations.notes():
+            if container not in notes:
+                continue
+            try:
+                roots = Roots(**note)
+            except TypeError:
+                del notes[container]
+                continue
+            if init is not None and coherence.resume(container, roots, init):
+                del notes[container]
+        if not notes:
+            return
+        await trio.sleep(RESUME_PAUSE_SECONDS)
+    _log.info("docker cp may not see what these containers do, nor they it", containers=list(notes))
 
 
 async def _prove_alive(store: handover.Store, mountpoints: Sequence[str]) -> None:

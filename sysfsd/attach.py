@@ -19,6 +19,7 @@ On the hook's path: standard library only.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 
 from sysfsd.errors import Refused
@@ -79,7 +80,7 @@ def attach(
     Raises ``Refused`` when a target is not what the kernel put there (a symlink, another file
     system), ``OSError`` when the kernel refuses.
     """
-    trees, device = _clone_views(daemon, subtree, views, binds)
+    trees, device, turn = _clone_views(daemon, subtree, views, binds)
     try:
         return in_container(
             init,
@@ -89,6 +90,7 @@ def attach(
     finally:
         for tree in trees.values():
             os.close(tree)
+        os.close(turn)
 
 
 def detach(
@@ -108,8 +110,12 @@ def detach(
 
 def _clone_views(
     daemon: int, subtree: str, views: Sequence[str], binds: Mapping[str, BindSource]
-) -> tuple[dict[str, int], int]:
-    """Return detached clones of the files to bind, and the ``st_dev`` of the subtree."""
+) -> tuple[dict[str, int], int, int]:
+    """Return detached clones of the files to bind, and the ``st_dev`` of the subtree.
+
+    And a descriptor that makes it our turn while it is open: two at once would both find a file not
+    covered, and cover it twice.
+    """
     # open_tree(2) clones only mounts of the caller's own mount namespace, and the daemon's may not
     # be ours: engines run with private ones, and so does a hook below sysfsd-runc.
     home = namespaces.open_namespace(os.getpid(), "mnt")
@@ -120,14 +126,16 @@ def _clone_views(
         # Each directory once: many files are in a few.
         magics = {source["directory"]: source["magic"] for source in binds.values()}
         for directory in {subtree, *magics}:
+            how = os.O_RDONLY if directory == subtree else os.O_PATH  # flock(2) takes no O_PATH
             bases[directory] = fd = os.open(
-                directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                directory, how | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
             )
             if syscalls.filesystem_magic(fd) != magics.get(directory, syscalls.FUSE_SUPER_MAGIC):
                 raise Refused(
                     f"{directory} is not what was mounted there: not attached; "
                     "restart the sysfsd daemon, so that it looks again"
                 )
+        fcntl.flock(bases[subtree], fcntl.LOCK_EX)
         device = os.fstat(bases[subtree]).st_dev
         _make_known(bases, subtree, views, binds)
         for view in views:
@@ -140,14 +148,16 @@ def _clone_views(
             # has no permission bits for it, too, and would be told so only when it writes.
             syscalls.make_private(tree, read_only=ours)
     except BaseException:
-        for tree in trees.values():
-            os.close(tree)
+        for fd in (*trees.values(), *bases.values()):
+            os.close(fd)
+        bases.clear()
         raise
     finally:
+        turn = bases.pop(subtree, -1)
         for fd in bases.values():
             os.close(fd)
         _come_back(home)
-    return trees, device
+    return trees, device, turn
 
 
 def _make_known(

@@ -29,13 +29,13 @@ import os
 import stat
 from collections import OrderedDict, deque
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 import trio
 
 from sysfsd.errors import InvalidRequest
-from sysfsd.kernel import fanotify, inotify, syscalls
+from sysfsd.kernel import fanotify, inotify, mounts, syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,10 +74,19 @@ _NAMES = (
 # A container that syncs without end keeps one of them waiting, for as long as a sync takes.
 _WORKERS = 16
 _RETIRED = 256
+_ROOT = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # What a kernel says that has no fspick(2), or won't have this superblock reconfigured.
 _UNSUPPORTED = frozenset({errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP})
 
 _log = structlog.get_logger(__name__)
+
+
+class Roots(NamedTuple):
+    """Where the engine's overlay is, and the ``st_dev`` of both."""
+
+    engine_path: str
+    engine: int
+    container: int
 
 
 @dataclass(slots=True)
@@ -168,6 +177,35 @@ class Coherence:
                 self._watches[pair.watch] = pair
         except OSError as error:
             self._tell_once("notify", error)
+
+    def roots_of(self, container_id: str) -> Roots | None:
+        """How a successor may find a container's overlays again; None if they aren't watched."""
+        pair = self._pairs.get(container_id)
+        if pair is None:
+            return None
+        path = os.readlink(f"/proc/self/fd/{pair.engine}")
+        return Roots(path, pair.device, os.fstat(pair.container).st_dev)
+
+    def resume(self, container_id: str, roots: Roots, init: int) -> bool:
+        """Watch overlays again that a predecessor did, of the container whose init is ``init``.
+
+        Returns whether they are where they were: a container that has just been made has not
+        entered its root yet, and one that has left it can't be helped. Nothing that is not known to
+        be that overlay is looked at: it may be a file system of the container's own.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                engine = os.open(roots.engine_path, _ROOT)
+                stack.callback(os.close, engine)
+                container = os.open(f"/proc/{init}/root", _ROOT & ~os.O_NOFOLLOW)
+                stack.callback(os.close, container)
+                number = os.makedev(*map(int, mounts.device_of_root(init, container).split(":")))
+                if number != roots.container or os.fstat(engine).st_dev != roots.engine:
+                    return False
+                self.watch(container_id, engine, container)
+            except (OSError, ValueError, InvalidRequest):
+                return False
+        return True
 
     def forget(self, container_id: str) -> None:
         """Let go of a container's overlays; of an id that isn't watched: do nothing."""

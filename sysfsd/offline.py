@@ -17,12 +17,14 @@ from sysfsd.children import in_children
 from sysfsd.containers import saved
 from sysfsd.documents import Documents
 from sysfsd.kernel import mounts, namespaces
+from sysfsd.kernel.cgroups import UNIFIED
 from sysfsd.kernel.procfs import is_running
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from sysfsd.containers.record import ContainerRecord
+    from sysfsd.kernel.mounts import Mount
 
 RECORDS = "records"
 MOUNTS = "mounts"
@@ -59,29 +61,36 @@ def _take(record: ContainerRecord, devices: Collection[str]) -> None:
     init = os.pidfd_open(record.pid)
     try:
         if is_running(record.pid, record.start_ticks) and namespaces.pidfd_alive(init):
-            uncover_all(devices=devices, init=init)
+            uncover_all(devices=devices, cgroup=record.cgroup.get(UNIFIED), init=init)
     finally:
         os.close(init)
 
 
-def uncover_all(*, devices: Collection[str], init: int) -> list[str]:
+def uncover_all(*, devices: Collection[str], cgroup: str | None, init: int) -> list[str]:
     """Uncover whatever file systems of ours cover in a container, and return the paths.
 
-    ``devices`` are their numbers as in a mount table, ``major:minor``. What somebody else mounted
-    over a file of ours stays, and so does what is below that. ``init`` is a pidfd.
+    ``devices`` are their numbers as in a mount table, ``major:minor``; the pressure files of the
+    cgroup are ours as well, see ``binds``. What somebody else mounted over a file of ours stays,
+    and so does what is below that. ``init`` is a pidfd.
     """
+
+    def is_ours(mount: Mount) -> bool:
+        name = mount.point.removeprefix("/proc/pressure/")
+        bound = cgroup is not None and mount.root == f"{cgroup.rstrip('/')}/{name}.pressure"
+        return mount.device in devices or (mount.fstype == "cgroup2" and bound)
+
     own = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def uncover(root: int) -> list[str]:
         # Of the mount namespace and the root that we are in when it is opened (proc_mounts_open).
         with open(os.open("mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=own), "rb") as file:
             text = file.read(_TABLE_BYTES).decode("utf-8", "surrogateescape")
-        layers: dict[str, list[str]] = {}
+        layers: dict[str, list[Mount]] = {}
         for mount in mounts.parse_mountinfo(line for line in text.split("\n") if line):
-            layers.setdefault(mount.point, []).append(mount.device)
+            layers.setdefault(mount.point, []).append(mount)
         uncovered = []
         for point, there in layers.items():
-            while there and there.pop() in devices:
+            while there and is_ours(there.pop()):
                 try:
                     unmount_beneath(root, point.lstrip("/"))
                 except OSError as error:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import pwd
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import trio
@@ -18,7 +18,7 @@ from sysfsd.kernel import namespaces
 from sysfsd.kernel.procfs import is_running, parse_task_stat, read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from sysfsd.documents import Documents
 
@@ -35,6 +35,8 @@ class _Reservation:
     range: IdRange
     create: int
     init: int | None = None
+    note: Mapping[str, Any] | None = None
+    """What else a successor must know of it, for whoever asked for it to be kept."""
 
     def held(self) -> bool:
         holders = [self.create] if self.init is None else [self.create, self.init]
@@ -99,7 +101,7 @@ class Reservations:
         chosen, name = self._choose(), ""
         if self._saved is not None:
             name = _name(pid, self._proc)
-            self._save(name, container, chosen, None)
+            self._save(name, container, chosen, None, None)
         self._add(_Reservation(name, container, chosen, os.dup(create)))
         return chosen
 
@@ -125,7 +127,17 @@ class Reservations:
             if create is None:
                 assert init_fd is not None
                 create = os.dup(init_fd)
-            self._add(_Reservation(name, container, chosen, create, init_fd))
+            note = document.get("note")
+            self._add(
+                _Reservation(
+                    name,
+                    container,
+                    chosen,
+                    create,
+                    init_fd,
+                    note if isinstance(note, dict) else None,
+                )
+            )
 
     def bind(self, container: str, init: int) -> None:
         """Let a container's range live as long as its init; containers without one are fine."""
@@ -134,7 +146,9 @@ class Reservations:
             if self._saved is not None:
                 with contextlib.suppress(OSError):  # gone already, and its range soon
                     name = _name(namespaces.pidfd_pid(init, self._proc), self._proc)
-                    self._save(reservation.name, container, reservation.range, name)
+                    self._save(
+                        reservation.name, container, reservation.range, name, reservation.note
+                    )
             reservation.init = os.dup(init)
 
     def _is(self, pidfd: int, pid: int) -> bool:
@@ -149,9 +163,37 @@ class Reservations:
         self._reservations.add(reservation)
         self._nursery.start_soon(self._watch, reservation, name=f"range of {reservation.container}")
 
-    def _save(self, name: str, container: str, chosen: IdRange, init: str | None) -> None:
+    def note(self, container: str, note: Mapping[str, Any]) -> None:
+        """Keep something beside a container's range; `notes` has it after a restart.
+
+        To be called before the container is registered; its range must be taken.
+        """
+        reservation = self._by_id[container]
+        reservation.note = note
+        self._save(reservation.name, container, reservation.range, None, note)
+
+    def notes(self) -> list[tuple[str, int | None, Mapping[str, Any]]]:
+        """Containers with a note, the pid of the init of each, if it has one, and the note."""
+        found = []
+        for each in self._reservations:
+            if each.note is not None:
+                init = None
+                with contextlib.suppress(OSError):
+                    init = None if each.init is None else namespaces.pidfd_pid(each.init)
+                found.append((each.container, init, each.note))
+        return found
+
+    def _save(
+        self,
+        name: str,
+        container: str,
+        chosen: IdRange,
+        init: str | None,
+        note: Mapping[str, Any] | None,
+    ) -> None:
         if self._saved is not None:
-            self._saved.put(name, {"container": container, "range": list(chosen), "init": init})
+            document = {"container": container, "range": list(chosen), "init": init, "note": note}
+            self._saved.put(name, document)
 
     def _choose(self) -> IdRange:
         known = self._configured()

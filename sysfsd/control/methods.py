@@ -113,6 +113,9 @@ class Methods:
         if container not in self._reservations:
             raise InvalidRequest(f"watch_root comes after reserve: no range is {container}'s")
         self._coherence.watch(container, *fds)
+        roots = self._coherence.roots_of(container)
+        if roots is not None:
+            self._reservations.note(container, roots._asdict())
         return {}
 
     async def register(self, parameters: Message, fds: Sequence[int]) -> Message:

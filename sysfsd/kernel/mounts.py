@@ -20,13 +20,22 @@ class Mount:
 
     ``root`` is the directory of the file system that is mounted, ``point`` where; both decoded.
     ``options`` are the file system's own, still encoded, because a comma inside a value is.
-    ``device`` is the file system's ``st_dev``, as ``major:minor``.
+    ``device`` is the file system's ``st_dev``, as ``major:minor``, and ``number`` the mount's own.
     """
 
-    __slots__ = ("device", "fstype", "options", "point", "root")
+    __slots__ = ("device", "fstype", "number", "options", "point", "root")
 
-    def __init__(self, root: str, point: str, fstype: str, options: str, device: str = "") -> None:
+    def __init__(
+        self,
+        root: str,
+        point: str,
+        fstype: str,
+        options: str,
+        device: str = "",
+        number: int = 0,
+    ) -> None:
         self.device = device
+        self.number = number
         self.root = root
         self.point = point
         self.fstype = fstype
@@ -57,6 +66,7 @@ def parse_mountinfo(lines: Iterable[str]) -> list[Mount]:
                 fstype=fields[separator + 1],
                 options=fields[separator + 3] if len(fields) > separator + 3 else "",
                 device=fields[2],
+                number=int(fields[0]),
             )
         )
     return mounts
@@ -71,6 +81,23 @@ def read_mounts(path: str = "/proc/self/mountinfo") -> list[Mount]:
 def mount_at(mounts: list[Mount], path: str) -> Mount | None:
     """The topmost mount exactly at ``path``."""
     return next((mount for mount in reversed(mounts) if mount.point == path), None)
+
+
+def device_of_root(pid: int, root: int) -> str:
+    """The ``st_dev``, as ``major:minor``, of the file system that a descriptor is on.
+
+    Asks the kernel's mount table of a process, in whose mount namespace it is, and not the file
+    system, which may be one that never answers. Raises ``OSError``; ``ValueError`` if the mount is
+    not in the table.
+    """
+    with open(f"/proc/self/fdinfo/{root}", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("mnt_id:"):
+                number = int(line.split()[1])
+                for mount in read_mounts(f"/proc/{pid}/mountinfo"):
+                    if mount.number == number:
+                        return mount.device
+    raise ValueError(f"descriptor {root} is on no mount of process {pid}")
 
 
 def parse_overlay(options: str) -> tuple[list[str], dict[str, str]]:

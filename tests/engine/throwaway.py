@@ -154,12 +154,15 @@ def control_socket(directory: Path) -> str:
 
 
 @contextmanager
-def serving(directory: Path, *, config: str = "") -> Iterator[Daemon]:
-    """Run ``sysfsd serve`` with everything of its under ``directory``."""
+def serving(directory: Path, *, config: str = "", left: bool = False) -> Iterator[Daemon]:
+    """Run ``sysfsd serve`` with everything of its under ``directory``.
+
+    With ``left`` it is killed before the context ends, and the next one goes on.
+    """
     state = directory / "run"
     mountpoint = directory / "mount"
-    state.mkdir(parents=True, mode=0o711)
-    mountpoint.mkdir()
+    state.mkdir(parents=True, exist_ok=True, mode=0o711)
+    mountpoint.mkdir(exist_ok=True)
     control = control_socket(directory)
     configuration = directory / "sysfsd.toml"
     options = ["--mountpoint", str(mountpoint), "--control", control, "--state-dir", str(state)]
@@ -181,8 +184,9 @@ def serving(directory: Path, *, config: str = "") -> Iterator[Daemon]:
             yield Daemon(control, str(mountpoint), str(state), configuration, log, process)
     finally:
         _stop(process)
-        _unmount_below(directory)
-    if process.returncode != 0:
+        if not left:
+            _unmount_below(directory)
+    if process.returncode != (-signal.SIGKILL if left else 0):
         raise AssertionError(f"sysfsd serve ended with {process.returncode}:\n{log.read_text()}")
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.containers import container
 from tests.support.daemon import serving, sysfsd
-from tests.support.wait import until
+from tests.support.wait import patient, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +37,7 @@ class Counters:
         self._largest: dict[str, float] = {}
         self.backwards: list[str] = []
         self.reads = 0
+        self._readers: list[threading.Thread] = []
 
     def read(self) -> dict[str, float]:
         """Read all files once, compare, and return what they say now."""
@@ -57,21 +58,28 @@ class Counters:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Read all the time meanwhile, up to the moment the daemon goes."""
-        first = self.reads
+        """Read all the time meanwhile, up to the moment the daemon goes, and over it."""
+        first, stop = self.reads, threading.Event()
 
         def loop() -> None:
             try:
-                while True:
+                while not stop.is_set():
                     self.read()
-            except OSError:  # ENOTCONN
+            except OSError:  # unmounted
                 return
 
         reader = threading.Thread(target=loop)
         reader.start()
         until(lambda: self.reads > first + 20 or not reader.is_alive(), "some reads")
         yield
-        reader.join()
+        stop.set()
+        # What it reads just now may be for the next daemon to answer.
+        self._readers.append(reader)
+
+    def finish(self) -> None:
+        """Wait for the last of those reads."""
+        while self._readers:
+            self._readers.pop().join(patient(20))
 
 
 @contextmanager
@@ -119,6 +127,7 @@ def test_no_counter_runs_backwards(tmp_path: Path, number: int) -> None:
                     end(daemon, number)
         with serving(tmp_path) as daemon:
             daemon.register("web", box.pid)
+            counters.finish()
             before, last = counters.read(), counters.read()
     assert not counters.backwards
     assert counters.reads > 20 * len(QUOTAS)

@@ -96,8 +96,7 @@ def test_somebody_elses_mountpoint_is_refused(daemon: Serving, tmp_path: Path) -
 def test_what_a_killed_predecessor_left_is_cleared(tmp_path: Path) -> None:
     with serving(tmp_path) as first:
         first.mountpoint.stat()  # the kernel keeps what it is told
-        first.process.kill()
-        first.process.wait()
+        first.kill_with_holder()
         with pytest.raises(OSError, match="not connected"):
             os.statvfs(first.mountpoint)
         assert Path(first.control).exists()
@@ -248,7 +247,7 @@ def test_attaching_again_clears_away_what_a_killed_daemon_left(
     with serving(tmp_path) as first:
         attached = sysfsd("attach", str(box.pid), "--id", "box", control=first.control)
         assert attached.returncode == 0, attached.stderr
-        first.stop(signal.SIGKILL)
+        first.kill_with_holder()
     with pytest.raises(AssertionError, match="not connected"):
         box.run("cat", "/proc/meminfo")
 

@@ -21,6 +21,7 @@ from sysfsd.handover import holder
 from tests.support.containers import container
 from tests.support.daemon import serving, sysfsd
 from tests.support.wait import patient, until
+from tests.support.workers import reader, writer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,96 +35,6 @@ SECONDS = float(os.environ.get("SYSFSD_SURVIVAL_SECONDS", "8"))
 CONTAINERS = int(os.environ.get("SYSFSD_SURVIVAL_CONTAINERS", "3"))
 
 _SOURCES = Path(__file__).parent.parent.parent
-
-# In the container: reads every file that it was given, again and again, and fails on the first that
-# it cannot read, that is empty or that does not end in a newline. Prints the longest that one took.
-_READER = """
-import os, sys, time
-paths = sys.stdin.read().split()
-held = {path: os.open(path, os.O_RDONLY) for path in paths}
-print("ready", flush=True)
-longest, reads, stop = 0, 0, []
-import threading
-threading.Thread(target=lambda: stop.append(os.read(3, 1)), daemon=True).start()
-while not stop:
-    for path in paths:
-        began = time.monotonic()
-        with open(path, "rb", buffering=0) as file:
-            data = file.read(1 << 20)
-        again = os.pread(held[path], 1 << 20, 0)
-        longest = max(longest, time.monotonic() - began)
-        for each in (data, again):
-            assert each.endswith(b"\\n") and b"\\0" not in each, (path, each)
-        reads += 2
-print(reads, longest, flush=True)
-"""
-
-# Writes ever larger numbers to sysctls and reads each back: what was acknowledged is there.
-_WRITER = """
-import os, sys, time, threading
-stop, number, longest = [], 100000, 0
-threading.Thread(target=lambda: stop.append(os.read(3, 1)), daemon=True).start()
-names = ["vm/max_map_count", "kernel/pid_max", "fs/inotify/max_user_watches", "kernel/threads-max"]
-paths = ["/proc/sys/" + name for name in names if os.path.exists("/proc/sys/" + name)]
-held = {path: os.open(path, os.O_RDWR) for path in paths}
-print("ready", flush=True)
-while not stop:
-    number += 1
-    for path in paths:
-        began = time.monotonic()
-        if number % 2:
-            os.pwrite(held[path], b"%d" % number, 0)
-        else:
-            with open(path, "w") as file:
-                file.write(str(number))
-        with open(path) as file:
-            found = file.read()
-        assert found == f"{number}\\n", (path, found, number)
-        found = os.pread(held[path], 100, 0)
-        assert found == b"%d\\n" % number, (path, found, number)
-        longest = max(longest, time.monotonic() - began)
-print(number - 100000, longest, flush=True)
-"""
-
-
-class Worker:
-    """A program inside a container that runs until it is told to stop."""
-
-    def __init__(self, box: Container, source: str, paths: list[str]) -> None:
-        self._stop, stop = os.pipe()
-        self._stop, stop = stop, self._stop
-        python = [sys.executable, "-I", "-S", "-c", source]
-        self._process = subprocess.Popen(
-            ["sh", "-c", f'exec 3<&{stop}; exec "$@"', "sh", *box.enter(), *python],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            pass_fds=[stop],
-        )
-        os.close(stop)
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write("\n".join(paths))
-        self._process.stdin.close()
-        self._process.stdin = None
-        assert self._process.stdout.readline() == "ready\n", self._process.communicate()
-
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
-    def stop(self) -> tuple[int, float]:
-        """Stop it; returns how much it did, and what took it longest, in seconds."""
-        if self.alive():
-            os.write(self._stop, b"!")
-        os.close(self._stop)
-        try:
-            out, said = self._process.communicate(timeout=patient(30))
-        finally:
-            self._process.kill()
-        assert self._process.returncode == 0, said
-        count, longest = out.split()
-        return int(count), float(longest)
 
 
 def attached(daemon: Serving, box: Container, name: str) -> None:
@@ -162,8 +73,8 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
                 attached(daemon, box, f"web{at}")
             files = [path for path in covered(running[0]) if readable(running[0], path)]
             assert len(files) > 100
-            workers = [Worker(box, _READER, files) for box in running]
-            workers += [Worker(box, _WRITER, []) for box in running]
+            workers = [stack.enter_context(reader(box.pid, files)) for box in running]
+            workers += [stack.enter_context(writer(box.pid)) for box in running]
             end = time.monotonic() + SECONDS
             pause = random.uniform(0.2, 1.5)
             kill_after(daemon, pause)

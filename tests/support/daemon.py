@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from sysfsd.control.client import Client
 from sysfsd.errors import SysfsdError
 from tests.support.wait import patient, until
@@ -58,6 +60,14 @@ class Serving:
     def events(self) -> list[dict[str, Any]]:
         """Its log so far."""
         return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def kill_with_holder(self) -> None:
+        """SIGKILL it, and the process that would keep its connections."""
+        for child in psutil.Process(self.process.pid).children():
+            if "holder" in child.cmdline():
+                child.kill()
+        self.process.kill()
+        self.process.wait()
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Stop it and return its exit status."""
