@@ -6,8 +6,9 @@ namespaces and passes the container's state on stdin (runtime-spec, config.md "P
 Hooks" and runtime.md "State").
 
 Whatever goes wrong is one line on stderr and exit 1, within two seconds (six, if a daemon is just
-being started again), and the runtime drops the container; or, when the configuration says ``on-failure = "continue"``, the same line in the log and
-exit 0, and the container starts with the kernel's own files.
+being started again), and the runtime drops the container; or, when the configuration says
+``on-failure = "continue"``, the same line in the log and exit 0, and the container starts with the
+kernel's own files.
 
 On the path of every container start: standard library only, ``python -I -S``.
 """
