@@ -246,7 +246,7 @@ async def mount(directory: str, control: str, policy: Policy) -> None:
             limit=limit,
         )
         relay = await stack.enter_async_context(
-            answering(operations, connection, node_in_handle=False)
+            answering(operations, connection, node_in_handle=False, answer=operations.answer)
         )
         # First of all to be undone: nobody finds the file system there and no one answering.
         stack.callback(device.unmount, directory)

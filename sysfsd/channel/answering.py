@@ -13,7 +13,7 @@ from sysfsd.channel.counters import ChannelCounters
 from sysfsd.channel.relay import MAX_IN_FLIGHT, Relay
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 
 @asynccontextmanager
@@ -24,6 +24,7 @@ async def answering(
     *,
     node_in_handle: bool,
     life: int = 0,
+    answer: Callable[[int, memoryview], bytes | None] | None = None,
 ) -> AsyncIterator[Relay]:
     """Answer the kernel for as long as the context lasts. One at a time per process.
 
@@ -44,6 +45,7 @@ async def answering(
             second=None if second is None else second.device,
             resumed=frozenset(each.device for each in connections if each.resumed),
             life=life,
+            answer=answer,
         )
         nursery.start_soon(pyfuse3.main, 1, MAX_IN_FLIGHT + 16)
         nursery.start_soon(relay.run)

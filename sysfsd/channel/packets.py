@@ -19,6 +19,8 @@ OUT_HEADER = struct.Struct("=IiQ")
 """len, -errno, unique."""
 
 _HANDLE = struct.Struct("=Q")
+_READ_IN = struct.Struct("=QQI")
+"""fh, offset, size of struct fuse_read_in."""
 _OFFSET = struct.Struct("=Q")
 _WRITE_FLAGS = struct.Struct("=I")
 _WRITE_FLAGS_AT = IN_HEADER_BYTES + 32
@@ -165,6 +167,14 @@ class Request(NamedTuple):
         return (self.node & ~MARK) >> 32 or ~self.uid
 
 
+class Read(NamedTuple):
+    """What a READ asks for."""
+
+    handle: int
+    offset: int
+    size: int
+
+
 class Reply(NamedTuple):
     """The header of a reply; ``unique`` 0 is a notification."""
 
@@ -176,6 +186,22 @@ class Reply(NamedTuple):
 def parse_request(packet: bytearray | memoryview | bytes) -> Request:
     """Read a request's header; raises ``struct.error`` when it is cut short."""
     return Request(*IN_HEADER.unpack_from(packet))
+
+
+def parse_read(packet: bytearray | memoryview | bytes) -> Read:
+    """Read what a READ asks for; raises ``struct.error`` when it is cut short."""
+    return Read(*_READ_IN.unpack_from(packet, IN_HEADER_BYTES))
+
+
+def parse_handle(packet: bytearray | memoryview | bytes) -> int:
+    """The file handle of a request that begins with one; raises ``struct.error``, too."""
+    (handle,) = _HANDLE.unpack_from(packet, IN_HEADER_BYTES)
+    return int(handle)
+
+
+def success(unique: int, data: bytes) -> bytes:
+    """Make a reply that has nothing but data."""
+    return OUT_HEADER.pack(OUT_HEADER.size + len(data), 0, unique) + data
 
 
 def parse_reply(packet: bytearray | memoryview | bytes) -> Reply:

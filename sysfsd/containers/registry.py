@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from sysfsd.containers import saved as saved_records
-from sysfsd.containers.belonging import innermost
+from sysfsd.containers.belonging import RecordsByCgroup, innermost
 from sysfsd.containers.record import ContainerRecord
 from sysfsd.errors import ContainerExists, InvalidRequest
 from sysfsd.facts.host import process_started
@@ -75,6 +75,7 @@ class Registry:
         self._by_id: dict[str, _Entry] = {}
         self._by_serial: dict[int, _Entry] = {}
         self._by_userns: dict[UsernsKey, list[_Entry]] = {}
+        self._by_cgroup = RecordsByCgroup()
         self._last_serial = 0
         self._own_userns = namespaces.own_user_namespace(proc)
         self._domains = personality.matters()
@@ -119,6 +120,7 @@ class Registry:
                     record = replace(known.record, policy=policy)
                     self._save(record)
                     known.record = record
+                    self._by_cgroup.put(record)
                 return known.record
             raise ContainerExists(
                 f"a container {container} is registered and runs (pid {known.record.pid}); "
@@ -186,7 +188,7 @@ class Registry:
             raise InvalidRequest("the caller is gone")
         return innermost(
             [[entry.record for entry in self._by_userns.get(key, ())] for key in lineage],
-            self.records(),
+            self._by_cgroup.containing(place.cgroup),
             place,
         )
 
@@ -257,6 +259,7 @@ class Registry:
         self._by_id[record.id] = self._by_serial[record.serial] = entry
         if record.userns is not None:
             self._by_userns.setdefault(record.userns, []).append(entry)
+        self._by_cgroup.put(record)
         self._touch()
         self._nursery.start_soon(self._watch, entry, name=f"watch {record.id}")
 
@@ -282,6 +285,7 @@ class Registry:
             entries.remove(entry)
             if not entries:
                 del self._by_userns[record.userns]
+        self._by_cgroup.remove(record)
         entry.watch.cancel()
         self._touch()
         for callback in self.on_gone:

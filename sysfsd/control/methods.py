@@ -185,10 +185,16 @@ class Methods:
         source = Source(node.path.rpartition("/")[2], text, self._sysctls.source(record, node))
         return View(node.path, lambda _facts: [source], one_line)
 
-    async def resolve(self, _parameters: Message, fds: Sequence[int]) -> Message:
-        """Which container a process belongs to."""
+    async def resolve(self, parameters: Message, fds: Sequence[int]) -> Message:
+        """Which container a process belongs to; with a path, what `show` says of that as well."""
         record = self._registry.resolve(_only(fds))
-        return {"id": None if record is None else record.id}
+        if record is None or "path" not in parameters:
+            return {"id": None if record is None else record.id}
+        try:
+            shown = await self.show({**parameters, "id": record.id}, ())
+        except (NoSuchContainer, NoSuchView):
+            shown = {}
+        return {"id": record.id, **shown}
 
     async def stats(self, _parameters: Message, _fds: Sequence[int]) -> Message:
         """Counters."""

@@ -13,6 +13,9 @@ Methods: ``hello``, ``reserve``, ``watch_root``, ``register``, ``release``, ``li
 ``resolve``, ``stats``. Processes are always named by a pidfd, never by a number: a number can be
 somebody else's by the time it is read. The peer must be uid 0 (SO_PEERCRED).
 
+``resolve`` may bring the ``path`` of a view, and a ``domain``, as ``show`` does: what that would
+answer comes along.
+
 ``watch_root`` comes between ``reserve`` and ``register``, with the root directories of two overlays
 over one upper layer, the engine's and the container's, both as O_PATH descriptors. The daemon keeps
 them in step for as long as the range of ids is that container's.

@@ -1,8 +1,11 @@
 """``sysfsd mount``: the same files show every caller its own view.
 
-Who asks decides what is in a file, so the kernel may keep nothing: all timeouts are 0, files are
-read with direct_io, and READ, which does not say who reads, is answered from what OPEN rendered.
-An open file that is passed on keeps its opener's view.
+Who asks decides what is in a file, so the kernel may keep nothing of that: files are read with
+direct_io, and READ, which does not say who reads, is answered from what OPEN rendered. An open file
+that is passed on keeps its opener's view. What the kernel may keep are the names, and the
+directories, that are there for everybody, and attributes: for that the size is nobody's own, as
+with most of sysfs, but whole pages that hold whatever anybody is shown: sendfile(2) cuts off the
+rest.
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pyfuse3
 
+from sysfsd.channel import packets
+from sysfsd.channel.packets import Opcode
 from sysfsd.errors import NoSuchView
 from sysfsd.facts.placement import outermost
 from sysfsd.filesystem import attributes
-from sysfsd.filesystem.operations import Operations
+from sysfsd.filesystem.operations import STATIC_TIMEOUT, Operations
 from sysfsd.filesystem.snapshots import Opened, Recent
 from sysfsd.filesystem.tree import MOUNT_SERIAL, anybody, inode_of, members_in, parts_of
 from sysfsd.kernel.cgroups import CgroupPaths, read_cgroup_paths
@@ -42,6 +47,10 @@ MAX_OPEN_OF_ONE_OWNER = MAX_OPEN // 16
 
 _ENTRY_BYTES = 128
 """About so many an entry of a directory takes."""
+
+_PAGE = 4096
+_ATTRIBUTES_SECONDS = 1.0
+"""For how long the kernel may believe in a size that was too small; by reading it sees no end."""
 
 RECENT_SECONDS = 0.05
 MAX_RECENT = 1024
@@ -94,7 +103,18 @@ class CallersOperations(Operations):
         # By their marks. Telling who a caller is takes ten times as long as reading those.
         self._callers: Recent[Caller] = Recent(RECENT_SECONDS, MAX_RECENT)
         self._containers: Recent[str] = Recent(RECENT_SECONDS, MAX_RECENT)
+        self._sizes: dict[str, int] = {}
         self._mounted_ns = time.time_ns()
+
+    def answer(self, opcode: int, packet: memoryview) -> bytes | None:
+        """Answer READ and RELEASE without a detour (`channel.relay`): all is known since OPEN."""
+        if opcode == Opcode.READ:
+            read = packets.parse_read(packet)
+            data = self._open.get(read.handle)
+            return None if data is None else data[read.offset : read.offset + read.size]
+        if opcode == Opcode.RELEASE and self._open.close(packets.parse_handle(packet)) is not None:
+            return b""
+        return None
 
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
@@ -106,7 +126,7 @@ class CallersOperations(Operations):
         return await self.getattr(inode_of(MOUNT_SERIAL, child), ctx)
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        """Answer attributes; the size is that of the caller's view."""
+        """Answer attributes; the size is no caller's."""
         node = self._node(inode)
         if node.listed is not None:
             members = await self._members((node.listed,), self._asking(ctx.pid))
@@ -115,9 +135,8 @@ class CallersOperations(Operations):
         if node.link is not None:
             return self._link(inode, node.link)
         if node.view is None:
-            return self._directory(inode)
-        data = await self._content(node.view, self._asking(ctx.pid))
-        return self._file(inode, len(data), node.view.mode, time.time_ns())
+            return self._directory(inode, node)
+        return self._file(inode, node)
 
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
         """Say where a link points to; it is the same for all who have it."""
@@ -132,6 +151,7 @@ class CallersOperations(Operations):
             raise pyfuse3.FUSEError(errno.EISDIR)
         asking = self._asking(ctx.pid)
         data = await self._content(node.view, asking, opening=True)
+        self._size_of(node.view, data)
         handle = self._open.add(_owner_of(asking), data, len(data))
         if handle is None:
             raise pyfuse3.FUSEError(errno.ENFILE)
@@ -164,7 +184,7 @@ class CallersOperations(Operations):
         self._listings.close(fh)
 
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        """List a directory. Sizes are not known here: this request does not say who asks."""
+        """List a directory, as it was opened: this request does not say who asks."""
         children = self._listings.get(fh)
         if children is None:
             raise pyfuse3.FUSEError(errno.EBADF)
@@ -174,9 +194,9 @@ class CallersOperations(Operations):
             if node.link is not None:
                 entry = self._link(inode, node.link)
             elif node.view is None:
-                entry = self._directory(inode)
+                entry = self._directory(inode, node)
             else:
-                entry = self._file(inode, 0, node.view.mode, self._mounted_ns)
+                entry = self._file(inode, node)
             if not pyfuse3.readdir_reply(token, name, entry, position):
                 break
 
@@ -198,14 +218,21 @@ class CallersOperations(Operations):
         recent = (self._opened,) if opening else (self._opened, self._looked_at)
         if asking.tid == 0:
             return self._renderer.kernels_own(view)
-        container = await self._container(asking)
-        if container is not None:
-            domain = self._collector.callers.domain_of(asking.tid)
+        domain = self._collector.callers.domain_of(asking.tid)
+        container, shown = asking.marks and self._containers.get(asking.marks), None
+        if not container:
+            container, shown = await self._identity.shown_to(asking.tid, view.path, domain)
+            # That it has none is not kept: one may be registered any time, before its first program
+            # opens a file.
+            if container is not None and asking.marks is not None:
+                self._containers.put(asking.marks, container)
+        if container:
             key: Hashable = (container, domain, view.path)
             known = _first(recent, key)
             if known is not None:
                 return known
-            shown = await self._identity.view_of(container, view.path, domain)
+            if shown is None:
+                shown = await self._identity.view_of(container, view.path, domain)
             if shown is not None:
                 return recent[-1].put(key, shown)
         caller = self._caller(asking)
@@ -233,20 +260,6 @@ class CallersOperations(Operations):
             return _Asking(tid, None)
         return _Asking(tid, marks)
 
-    async def _container(self, asking: _Asking) -> str | None:
-        """Ask the daemon for its container.
-
-        That it has none is not kept: one may be registered any time, before its first program opens
-        a file.
-        """
-        known = asking.marks and self._containers.get(asking.marks)
-        if known:
-            return known
-        container = await self._identity.container_of(asking.tid)
-        if container is not None and asking.marks is not None:
-            self._containers.put(asking.marks, container)
-        return container
-
     def _caller(self, asking: _Asking) -> Caller:
         known = asking.marks and self._callers.get(asking.marks)
         if known:
@@ -268,21 +281,42 @@ class CallersOperations(Operations):
             changed_ns=self._mounted_ns,
         )
 
-    def _directory(self, inode: int) -> pyfuse3.EntryAttributes:
+    def _directory(self, inode: int, node: Node) -> pyfuse3.EntryAttributes:
         return attributes.directory(
             inode,
             mode=0o555,
             changed_ns=self._mounted_ns,
+            entry_timeout=_name_seconds(node),
+            attr_timeout=_name_seconds(node),
         )
 
-    @staticmethod
-    def _file(inode: int, size: int, mode: int, changed_ns: int) -> pyfuse3.EntryAttributes:
+    def _file(self, inode: int, node: Node) -> pyfuse3.EntryAttributes:
+        assert node.view is not None
         return attributes.file(
             inode,
-            size=size,
-            mode=mode,
-            changed_ns=changed_ns,
+            size=self._size_of(node.view),
+            mode=node.view.mode,
+            changed_ns=self._mounted_ns,
+            entry_timeout=_name_seconds(node),
+            attr_timeout=_ATTRIBUTES_SECONDS if node.listed is None else 0,
         )
+
+    def _size_of(self, view: View, data: bytes = b"") -> int:
+        """Whole pages with room for what anybody was shown so far, and for the host's."""
+        known = self._sizes.get(view.path)
+        if known is None:
+            try:
+                known = len(self._renderer.kernels_own(view))
+            except OSError:
+                known = 0
+        size = max(known, -(-max(len(data), known, 1) // _PAGE) * _PAGE)
+        self._sizes[view.path] = size
+        return size
+
+
+def _name_seconds(node: Node) -> float:
+    """For how long the kernel may believe in a name: not where one has it and another has not."""
+    return STATIC_TIMEOUT if node.listed is None else 0
 
 
 def _owner_of(asking: _Asking) -> Hashable:

@@ -68,6 +68,29 @@ class Identity:
 
         return await self._ask(resolve)
 
+    async def shown_to(
+        self, tid: int, path: str, domain: int | None
+    ) -> tuple[str | None, bytes | None]:
+        """The container of a caller, and a view as that sees it, in one question.
+
+        As from `container_of` and `view_of`, which may still know better where this has no view.
+        """
+
+        def resolve() -> tuple[str | None, bytes | None]:
+            pidfd = _pidfd_of_thread(tid)
+            try:
+                with Client(self._control, timeout=ANSWER_SECONDS) as client:
+                    answer = client.call("resolve", {"path": path, "domain": domain}, [pidfd])
+            finally:
+                os.close(pidfd)
+            container, text = answer["id"], answer.get("text")
+            return (
+                container if isinstance(container, str) else None,
+                text.encode() if isinstance(text, str) else None,
+            )
+
+        return await self._ask(resolve) or (None, None)
+
     async def view_of(self, container: str, path: str, domain: int | None) -> bytes | None:
         """A view as the daemon shows it to a container; None if it cannot.
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from sysfsd.containers.belonging import innermost
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sysfsd.containers.belonging import RecordsByCgroup, innermost
 from sysfsd.containers.record import ContainerRecord
 from sysfsd.facts.placement import Placement
 from sysfsd.kernel.cgroups import CgroupPaths
@@ -84,3 +89,28 @@ def test_paths_contain_paths() -> None:
         assert not own.contains(CgroupPaths.parse(outside))
     assert not CgroupPaths.parse("0::/\n").contains(CgroupPaths.parse("0::/a\n"))
     assert (own.depth, CgroupPaths().depth, CgroupPaths.parse("0::/a/b\n").depth) == (1, 0, 2)
+
+
+_PATHS = st.sampled_from(["/", "/a", "/a/b", "/a/b/c", "/ab", "/a/bc", "/x"])
+_CGROUPS = st.tuples(_PATHS, _PATHS).map(
+    lambda paths: CgroupPaths((("memory", paths[0]), ("cpuset", paths[1])))
+)
+
+
+@given(st.lists(_CGROUPS, max_size=8), st.sets(st.integers(0, 7)), _CGROUPS)
+def test_by_cgroup_all_are_found_that_a_walk_over_all_finds(
+    cgroups: list[CgroupPaths], gone: set[int], asked: CgroupPaths
+) -> None:
+    records = [replace(SYSTEM, cgroup=each, serial=at) for at, each in enumerate(cgroups)]
+    index = RecordsByCgroup()
+    for each in records:
+        index.put(each)
+        index.put(replace(each, id="renamed"))
+    for serial in gone & set(range(len(records))):
+        index.remove(records[serial])
+
+    assert index.containing(asked) == [
+        replace(each, id="renamed")
+        for each in records
+        if each.serial not in gone and each.cgroup.contains(asked)
+    ]
