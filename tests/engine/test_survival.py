@@ -16,7 +16,7 @@ import pytest
 from tests.engine.conftest import save
 from tests.engine.throwaway import Daemon, Throwaway, serving
 from tests.support.wait import until
-from tests.support.workers import reader, writer
+from tests.support.workers import Worker, reader, writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +69,8 @@ def test_killed_while_engines_run_inside(
 ) -> None:
     killed = Killed(own)
     names: list[str] = []
+    workers: list[Worker] = []
+    stack = ExitStack()
 
     def begin(daemon: Daemon) -> None:
         for _ in range(ENGINES):
@@ -79,13 +81,12 @@ def test_killed_while_engines_run_inside(
             inner.wait_for_engine()
             inner("load", stdin=save(docker, "busybox:latest"))
             names.append(name)
+        for pid in map(docker.pid, names):
+            workers.append(stack.enter_context(reader(pid, [f"/{file}" for file in FILES])))
+            workers.append(stack.enter_context(writer(pid)))
 
-    with ExitStack() as stack:
+    with stack:
         killed.while_alive(begin)
-        pids = [docker.pid(name) for name in names]
-        paths = [f"/{file}" for file in FILES]
-        workers = [stack.enter_context(reader(pid, paths)) for pid in pids]
-        workers += [stack.enter_context(writer(pid)) for pid in pids]
         end = time.monotonic() + SECONDS
         killed.again_and_again(
             lambda: time.monotonic() > end or not all(worker.alive() for worker in workers)

@@ -162,7 +162,8 @@ def serving(directory: Path, *, config: str = "", left: bool = False) -> Iterato
     state = directory / "run"
     mountpoint = directory / "mount"
     state.mkdir(parents=True, exist_ok=True, mode=0o711)
-    mountpoint.mkdir(exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # nobody may be there to say what it is
+        mountpoint.mkdir()
     control = control_socket(directory)
     configuration = directory / "sysfsd.toml"
     options = ["--mountpoint", str(mountpoint), "--control", control, "--state-dir", str(state)]
