@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sysfsd.filesystem.tree import Members, Node, Tree
     from sysfsd.log import RateLimit
     from sysfsd.sysctls.store import Store
+    from sysfsd.views.view import Reserve
 
 MEMBER_SECONDS = 0.5
 """For so long the kernel may believe in ``cpu3`` after a container has lost it."""
@@ -157,7 +158,9 @@ class PinnedOperations(Operations):
         record, node = self._resolve(fh)
         if node.is_directory:
             raise pyfuse3.FUSEError(errno.EISDIR)
-        snapshot = self.snapshots.last(record.serial, node.number, self._renderer_of(record, node))
+        snapshot = self.snapshots.last(
+            record.serial, node.number, self._renderer_of(record, node), _reserve_of(node)
+        )
         return snapshot.read(off, size)
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -276,7 +279,7 @@ class PinnedOperations(Operations):
                 attr_timeout=STATIC_TIMEOUT,
             )
         snapshot, lifetime = self.snapshots.refresh(
-            record.serial, node.number, self._renderer_of(record, node)
+            record.serial, node.number, self._renderer_of(record, node), _reserve_of(node)
         )
         file = node.view or node.sysctl
         if file is None:
@@ -332,3 +335,7 @@ class PinnedOperations(Operations):
             return data, facts.current_until
 
         return render
+
+
+def _reserve_of(node: Node) -> Reserve | None:
+    return None if node.view is None else node.view.moves

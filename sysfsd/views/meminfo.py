@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sysfsd.facts.sourced import Sourced, saturating_sub
-from sysfsd.views.view import Source
+from sysfsd.views.view import Reserve, Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -192,6 +192,9 @@ HOSTS: Mapping[str, str] = {
     "DirectMap1G": "how the kernel maps all memory: a fact of the machine",
 }
 """The lines that stay the host's, and why. All others are 0: not known is not the host's use."""
+
+RESERVE = Reserve(line=32)
+"""Lines are 27 long up to 99,999,999 kB; room for a hundred thousand times as much."""
 
 
 def sources(facts: Facts) -> list[Source]:
