@@ -40,6 +40,7 @@ from sysfsd.filesystem.tree import Tree
 from sysfsd.filesystem.triggers import Triggers
 from sysfsd.kernel import capabilities
 from sysfsd.kernel.cgroups import CgroupTree
+from sysfsd.kernel.openfiles import OpenFiles, share_of_limit
 from sysfsd.log import RateLimit
 from sysfsd.notify import notify
 from sysfsd.pinning.pinner import Pinner
@@ -73,7 +74,7 @@ _PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _log = structlog.get_logger(__name__)
 
 
-async def serve(config: Config) -> None:
+async def serve(config: Config) -> None:  # noqa: PLR0915 - one line for each part
     """Run the service until SIGTERM or SIGINT, or until somebody unmounts it."""
     limit = RateLimit()
     _raise_descriptor_limit()
@@ -90,6 +91,7 @@ async def serve(config: Config) -> None:
 
         keeper = Keeper(os.path.join(config.state_dir, "clocks"), limit)
         stack.callback(keeper.close_all)
+        files = stack.enter_context(OpenFiles(share_of_limit()))
 
         # Whatever runs in the background, below everything that it uses.
         background = await stack.enter_async_context(trio.open_nursery())
@@ -108,7 +110,7 @@ async def serve(config: Config) -> None:
         stack.callback(sysctls.close_all)
         tree = Tree(VIEWS, HostFiles().has, LINKS, nodes)
         cgroups = CgroupTree.of_host()
-        collector = FactsCollector(tree=cgroups, keeper=keeper)
+        collector = FactsCollector(tree=cgroups, keeper=keeper, files=files)
         renderer = Renderer(limit)
         registry = Registry(background, policy=config.policy())
         reservations = Reservations(background, user=config.subid_user)
@@ -147,6 +149,7 @@ async def serve(config: Config) -> None:
             "snapshots": lambda: len(operations.snapshots),
             "sysctls": lambda: {"emulated": len(nodes), "containers": len(sysctls)},
             "views": renderer.stats,
+            "open_files": files.__len__,
             "failures": lambda: operations.failures,
             "channel": relay.stats,
             "control": lambda: server.stats(),  # noqa: PLW0108 - it is made below

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from sysfsd.facts.disk import DiskClock, DiskFacts
     from sysfsd.facts.load import KeptLoad
     from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree
+    from sysfsd.kernel.openfiles import OpenFiles
+
+_SHARED_FOR = 5
+"""For one of so many parts of a refresh what one container learned of the host is for all."""
+
+_BOOT_TIME_NS = 1_000_000_000
 
 REFRESH_SECONDS = 0.05
 """How old a number may be; for so long all files of a container are made of the same facts."""
@@ -225,13 +231,21 @@ class FactsCollector:
         refresh_seconds: float = REFRESH_SECONDS,
         policy: Policy = DEFAULT,
         keeper: Keeper | None = None,
+        files: OpenFiles | None = None,
     ) -> None:
-        """Make one; `policy` is that of callers that belong to no registered container."""
-        self._tree = tree
+        """Make one; `policy` is that of callers that belong to no registered container.
+
+        What it reads again and again stays open in `files`, which remain yours.
+        """
+        self._files = files
+        self._tree = tree if files is None else tree.keeping(files)
+        self._tracked: set[int] = set()
+        self._hosts: dict[int | None, tuple[int, HostFacts]] = {}
         self._proc = proc
         self._sys = sys
         self._now = clock
-        self._boot_time = boot_time
+        self._read_boot_time = boot_time
+        self._booted: tuple[int, float] | None = None
         self._max_callers = max_callers
         self._policy = policy
         self._refresh_ns = int(refresh_seconds * 1e9)
@@ -252,6 +266,7 @@ class FactsCollector:
         key = container.serial
         if self.load_sampler.tracks(key):
             return
+        self._tracked.add(key)
         # In whole ticks, as the kernel has it: this names the process.
         kept = self._keeper.open(key, container.pid, round(container.started * TICKS_PER_SECOND))
         with self._lock:
@@ -283,6 +298,12 @@ class FactsCollector:
     def forget(self, container: Container) -> None:
         """Drop what is kept for a container that is gone."""
         self._forget(container.serial)
+        self._tracked.discard(container.serial)
+        if self._files is not None:
+            for path in {path for _, path in container.cgroup.entries if path != "/"}:
+                self._files.close_below(path)
+            if not self._tracked:  # the host's, and ancestors'
+                self._files.close()
         self._keeper.close(container.serial)
 
     def kept(self) -> int:
@@ -323,14 +344,12 @@ class FactsCollector:
 
     def _new_facts(self, whose: _Whose, now: int) -> Facts:
         paths, policy = whose.paths, whose.policy
-        host = HostFacts(
-            proc=self._proc, sys=self._sys, boot_time=self._boot_time, domain=whose.domain
-        )
+        since, host = self._host(whose.domain, now)
         return Facts(
             host=host,
             started=whose.started,
             now=now,
-            current_until=now + self._refresh_ns,
+            current_until=since + self._refresh_ns,
             memory=lambda: read_memory(
                 self._tree.controller(paths, "memory"),
                 host,
@@ -347,6 +366,31 @@ class FactsCollector:
             ),
             pressure=lambda resource: read_pressure(self._tree, paths, resource),
         )
+
+    def _boot_time(self) -> float:
+        # A file that takes the kernel long to make, where there are many CPUs and interrupts; this
+        # changes only when somebody sets the clock.
+        now = self._now()
+        if self._booted is None or not 0 <= now - self._booted[0] < _BOOT_TIME_NS:
+            self._booted = now, self._read_boot_time()
+        return self._booted[1]
+
+    def _host(self, domain: int | None, now: int) -> tuple[int, HostFacts]:
+        """Return the host's facts, and since when: one for all that refresh at about the same time.
+
+        What is made of them lives as much shorter as they are older.
+        """
+        known = self._hosts.get(domain)
+        if known is None or not 0 <= now - known[0] < self._refresh_ns // _SHARED_FOR:
+            host = HostFacts(
+                proc=self._proc,
+                sys=self._sys,
+                boot_time=self._boot_time,
+                domain=domain,
+                files=self._files,
+            )
+            known = self._hosts[domain] = now, host
+        return known
 
     def _advance_clock(self, key: Hashable, paths: CgroupPaths, facts: Facts) -> CpuTimesFacts:
         visible = facts.cpu.visible.value
