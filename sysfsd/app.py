@@ -29,6 +29,7 @@ from sysfsd.control.server import ControlServer, listening
 from sysfsd.errors import SysfsdError
 from sysfsd.facts.collector import FactsCollector
 from sysfsd.facts.keeper import Keeper
+from sysfsd.facts.limits import LimitWatch
 from sysfsd.facts.load import INTERVAL_SECONDS
 from sysfsd.facts.pressure import resources_of_kernel
 from sysfsd.filesystem.callers import CallersOperations
@@ -38,6 +39,7 @@ from sysfsd.filesystem.pressure import PressureOperations
 from sysfsd.filesystem.rendering import HostFiles, Renderer
 from sysfsd.filesystem.tree import Tree
 from sysfsd.filesystem.triggers import Triggers
+from sysfsd.freshness import Freshness
 from sysfsd.kernel import capabilities
 from sysfsd.kernel.cgroups import CgroupTree
 from sysfsd.kernel.openfiles import OpenFiles, share_of_limit
@@ -110,7 +112,15 @@ async def serve(config: Config) -> None:  # noqa: PLR0915 - one line for each pa
         stack.callback(sysctls.close_all)
         tree = Tree(VIEWS, HostFiles().has, LINKS, nodes)
         cgroups = CgroupTree.of_host()
-        collector = FactsCollector(tree=cgroups, keeper=keeper, files=files)
+        freshness = Freshness(
+            moving_ns=int(config.freshness_ms * 1e6),
+            limits_ns=int(config.limits_freshness_ms * 1e6),
+            budget=config.cpu_budget,
+        )
+        limits = LimitWatch(cgroups)
+        collector = FactsCollector(
+            tree=cgroups, keeper=keeper, files=files, refresh_ns=lambda: freshness.moving_ns
+        )
         renderer = Renderer(limit)
         registry = Registry(background, policy=config.policy())
         reservations = Reservations(background, user=config.subid_user)
@@ -121,6 +131,8 @@ async def serve(config: Config) -> None:  # noqa: PLR0915 - one line for each pa
             renderer=renderer,
             sysctls=sysctls,
             limit=limit,
+            freshness=freshness,
+            limits=limits,
         )
         coherence = Coherence(limit)
         await background.start(coherence.run)
@@ -142,6 +154,10 @@ async def serve(config: Config) -> None:  # noqa: PLR0915 - one line for each pa
             _channel(config.mountpoint, operations, node_in_handle=True, exact=exact)
         )
         background.start_soon(_sample_loads, collector.load_sampler)
+        background.start_soon(operations.pushing.run)
+        background.start_soon(
+            limits.run, operations.limits_written, lambda: freshness.moving_ns / 1e9
+        )
 
         stats: dict[str, Callable[[], object]] = {
             "containers": lambda: len(registry),
@@ -150,6 +166,8 @@ async def serve(config: Config) -> None:  # noqa: PLR0915 - one line for each pa
             "sysctls": lambda: {"emulated": len(nodes), "containers": len(sysctls)},
             "views": renderer.stats,
             "open_files": files.__len__,
+            "freshness": freshness.stats,
+            "limits": lambda: {**limits.stats(), **operations.pushing.stats()},
             "failures": lambda: operations.failures,
             "channel": relay.stats,
             "control": lambda: server.stats(),  # noqa: PLW0108 - it is made below

@@ -37,7 +37,7 @@ _SHARED_FOR = 5
 
 _BOOT_TIME_NS = 1_000_000_000
 
-REFRESH_SECONDS = 0.05
+REFRESH_NS = 50_000_000
 """How old a number may be; for so long all files of a container are made of the same facts."""
 
 
@@ -181,6 +181,17 @@ class Facts:
         """Its CPUs."""
         return self._cpu()
 
+    def limits(self) -> dict[str, object]:
+        """Return what files depend on that change with limits only, as far as it has been read."""
+        known: dict[str, object] = {}
+        if "cpu" in self.__dict__:
+            known["cpu"] = self.cpu.visible.value, self.cpu.numbers
+        if "memory" in self.__dict__:
+            known["memory"] = self.memory.total.value
+        if "nodes" in self.__dict__:
+            known["nodes"] = self.nodes.numbers
+        return known
+
     @cached_property
     def cpu_times(self) -> CpuTimesFacts:
         """The counters of its CPUs."""
@@ -228,7 +239,7 @@ class FactsCollector:
         clock: Callable[[], int] = boottime_ns,
         boot_time: Callable[[], float] = psutil.boot_time,
         max_callers: int = MAX_CALLERS,
-        refresh_seconds: float = REFRESH_SECONDS,
+        refresh_ns: Callable[[], int] = lambda: REFRESH_NS,
         policy: Policy = DEFAULT,
         keeper: Keeper | None = None,
         files: OpenFiles | None = None,
@@ -248,7 +259,7 @@ class FactsCollector:
         self._booted: tuple[int, float] | None = None
         self._max_callers = max_callers
         self._policy = policy
-        self._refresh_ns = int(refresh_seconds * 1e9)
+        self._refresh_ns = refresh_ns
         self._recent: OrderedDict[tuple[Hashable, int | None, bool], Facts] = OrderedDict()
         self._lock = threading.Lock()
         self._keeper = keeper or _NoKeeper()
@@ -306,6 +317,11 @@ class FactsCollector:
                 self._files.close()
         self._keeper.close(container.serial)
 
+    def expire(self, container: Container) -> None:
+        """Have the next facts of a container read anew: its limits have changed."""
+        for key in [key for key in self._recent if key[0] == container.serial]:
+            del self._recent[key]
+
     def kept(self) -> int:
         """Return for how many containers and callers a CPU clock is kept; for the counters."""
         return len(self._clocks)
@@ -344,12 +360,13 @@ class FactsCollector:
 
     def _new_facts(self, whose: _Whose, now: int) -> Facts:
         paths, policy = whose.paths, whose.policy
-        since, host = self._host(whose.domain, now)
+        refresh_ns = self._refresh_ns()
+        since, host = self._host(whose.domain, now, refresh_ns // _SHARED_FOR)
         return Facts(
             host=host,
             started=whose.started,
             now=now,
-            current_until=since + self._refresh_ns,
+            current_until=since + refresh_ns,
             memory=lambda: read_memory(
                 self._tree.controller(paths, "memory"),
                 host,
@@ -375,13 +392,13 @@ class FactsCollector:
             self._booted = now, self._read_boot_time()
         return self._booted[1]
 
-    def _host(self, domain: int | None, now: int) -> tuple[int, HostFacts]:
+    def _host(self, domain: int | None, now: int, oldest: int) -> tuple[int, HostFacts]:
         """Return the host's facts, and since when: one for all that refresh at about the same time.
 
         What is made of them lives as much shorter as they are older.
         """
         known = self._hosts.get(domain)
-        if known is None or not 0 <= now - known[0] < self._refresh_ns // _SHARED_FOR:
+        if known is None or not 0 <= now - known[0] < oldest:
             host = HostFacts(
                 proc=self._proc,
                 sys=self._sys,

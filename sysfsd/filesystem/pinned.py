@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from sysfsd.errors import NoSuchContainer, NoSuchView
 from sysfsd.filesystem import attributes
 from sysfsd.filesystem.attributes import HOST_ROOT, Owner
 from sysfsd.filesystem.operations import STATIC_TIMEOUT, Operations
+from sysfsd.filesystem.pushing import Pushing
 from sysfsd.filesystem.snapshots import Opened, PinnedSnapshots
 from sysfsd.filesystem.tree import (
     CONTAINERS_INODE,
@@ -37,9 +39,11 @@ if TYPE_CHECKING:
 
     from sysfsd.containers.record import ContainerRecord
     from sysfsd.containers.registry import Registry
-    from sysfsd.facts.collector import FactsCollector
+    from sysfsd.facts.collector import Facts, FactsCollector
+    from sysfsd.facts.limits import LimitWatch
     from sysfsd.filesystem.rendering import Renderer
     from sysfsd.filesystem.tree import Members, Node, Tree
+    from sysfsd.freshness import Freshness
     from sysfsd.log import RateLimit
     from sysfsd.sysctls.store import Store
     from sysfsd.views.view import Reserve
@@ -55,6 +59,10 @@ MAX_OPEN_OF_CONTAINER = 1 << 10
 
 EXACT_BYTES = 4096
 """The size of an exact file, like most of sysfs: what it has is known when it is read."""
+
+
+def _invalidate_attributes(inode: int) -> None:
+    pyfuse3.invalidate_inode(inode, attr_only=True)
 
 
 @dataclass(slots=True)
@@ -80,8 +88,15 @@ class PinnedOperations(Operations):
         renderer: Renderer,
         sysctls: Store,
         limit: RateLimit,
+        freshness: Freshness,
+        limits: LimitWatch,
+        invalidate: Callable[[int], None] = _invalidate_attributes,
     ) -> None:
         super().__init__(limit)
+        self._freshness = freshness
+        self._limits = limits
+        self._known_limits: dict[int, dict[str, object]] = {}
+        self.pushing = Pushing(invalidate)
         self._sysctls = sysctls
         self._tree = tree
         self._registry = registry
@@ -93,6 +108,20 @@ class PinnedOperations(Operations):
     def forget_container(self, record: ContainerRecord) -> None:
         """Drop what is kept for a container that is gone."""
         self.snapshots.forget(record.serial)
+        self._limits.forget(record.serial)
+        self._known_limits.pop(record.serial, None)
+
+    def limits_written(self, serial: int) -> None:
+        """Look at a container's limits anew, and pass it on at once if they are others."""
+        record = self._registry.by_serial(serial)
+        if record is None:
+            return
+        self._collector.expire(record)
+        facts = self._collector.facts(record)
+        with suppress(OSError):  # it is about to go
+            assert facts.cpu.visible.value
+            assert facts.memory.total.value
+        self._compare(record, facts)
 
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
@@ -330,11 +359,33 @@ class PinnedOperations(Operations):
             if node.view is None:
                 members = self._tree.members_by(lambda: facts)
                 names = [name for name, _ in self._tree.children(node, members)]
-                return b"\n".join(names), facts.current_until
+                self._compare(record, facts, node)
+                return b"\n".join(names), facts.now + self._freshness.limits_ns
             data = self._renderer.render(node.view, lambda: facts, record.id)
+            self._compare(record, facts, node)
+            if node.view.moves is None:
+                return data, facts.now + self._freshness.limits_ns
             return data, facts.current_until
 
         return render
+
+    def _compare(self, record: ContainerRecord, facts: Facts, current: Node | None = None) -> None:
+        """Find out whether limits are others than before; then no file is good any more.
+
+        So that all files agree: who has read of a third CPU in one finds it in all others. What is
+        sent here goes out before the answer that is being made. Its own file is passed over: the
+        kernel takes no attributes from an answer that is older than such a notice.
+        """
+        if record.serial not in self._limits:
+            self._limits.watch(record.serial, record.cgroup)
+        known = self._known_limits.setdefault(record.serial, {})
+        limits = facts.limits()
+        changed = any(known.get(name, value) != value for name, value in limits.items())
+        known.update(limits)
+        if changed:
+            nodes = self.snapshots.expire(record.serial)
+            own = None if current is None else current.number
+            self.pushing.push(inode_of(record.serial, node) for node in nodes if node != own)
 
 
 def _reserve_of(node: Node) -> Reserve | None:

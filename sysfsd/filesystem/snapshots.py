@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from sysfsd.facts.host import boottime_ns
@@ -102,6 +102,13 @@ class PinnedSnapshots:
         files = self._snapshots.get(serial)
         known = None if files is None else files.get(node)
         return self.refresh(serial, node, render, reserve)[0] if known is None else known
+
+    def expire(self, serial: int) -> list[int]:
+        """Have all files of a container refreshed when they are next asked for; returns which."""
+        files = self._snapshots.get(serial, OrderedDict())
+        for node, snapshot in files.items():
+            files[node] = replace(snapshot, current_until_ns=0)
+        return list(files)
 
     def forget(self, serial: int) -> None:
         """Drop the files of a container that is gone."""
