@@ -25,11 +25,22 @@ LONGEST_NS = 1_000_000_000
 WINDOW_NS = 100_000_000
 """Our share of a CPU is measured over so long at the least."""
 
+LONGEST_LIMITS_NS = 60_000_000_000
+"""The same for what changes with limits only, of which the kernel tells us."""
+
+_MORE = 1.5
+"""Of such files' lives the factor is taken to this power: they are many, and lose little by it."""
+
 _AIM = 0.85
 """Of the budget: what is aimed at, so that ups and downs stay within it."""
 
 _MOST_AT_ONCE = 2.0
-"""The factor changes by so much in a window at most."""
+_LEAST_AT_ONCE = 0.96
+"""The factor changes by so much in a window at most; down it goes slowly, because where others take
+the CPU from us we use less of it, and have no less to do."""
+
+_SMOOTH_WINDOWS = 4
+"""Our share is averaged over about so many windows."""
 
 
 def stretched(stretch: float, used: float, budget: float, windows: float, largest: float) -> float:
@@ -39,10 +50,10 @@ def stretched(stretch: float, used: float, budget: float, windows: float, larges
     that, because some of it is not ours to move (a burst of first reads).
     """
     error = used / (budget * _AIM) if budget > 0 else _MOST_AT_ONCE**2
-    step = min(max(math.sqrt(error), 1 / _MOST_AT_ONCE), _MOST_AT_ONCE)
+    step = min(max(math.sqrt(error), _LEAST_AT_ONCE), _MOST_AT_ONCE)
     # A long time without any request is many windows, in all of which there was less to do.
     if step < 1:
-        step = math.pow(step, min(max(windows, 1.0), 16.0))
+        step = math.pow(step, min(max(windows, 1.0), 1000.0))
     return min(max(stretch * step, 1.0), max(1.0, largest))
 
 
@@ -83,7 +94,7 @@ class Freshness:
     def limits_ns(self) -> int:
         """How long what changes with limits only is good for, if nobody says that it changed."""
         self._measure()
-        return int(self._limits_ns * self._stretch)
+        return self._limits()
 
     def stats(self) -> dict[str, float]:
         """Budget and use as shares of a CPU, the factor, and the lives that it makes, in ms."""
@@ -93,8 +104,12 @@ class Freshness:
             "cpu_used": round(self._share, 3),
             "stretch": round(self._stretch, 2),
             "moving_ms": round(self._moving_ns * self._stretch / 1e6, 1),
-            "limits_ms": round(self._limits_ns * self._stretch / 1e6, 1),
+            "limits_ms": round(self._limits() / 1e6, 1),
         }
+
+    def _limits(self) -> int:
+        longest = max(LONGEST_LIMITS_NS, self._limits_ns)
+        return min(int(self._limits_ns * math.pow(self._stretch, _MORE)), longest)
 
     def _measure(self) -> None:
         now = self._clock()
@@ -102,8 +117,8 @@ class Freshness:
         if elapsed < WINDOW_NS:
             return
         used = self._read_used()
-        self._share = (used - self._used_then) / elapsed
+        windows = elapsed / WINDOW_NS
+        share = (used - self._used_then) / elapsed
+        self._share += (share - self._share) * -math.expm1(-windows / _SMOOTH_WINDOWS)
         self._since, self._used_then = now, used
-        self._stretch = stretched(
-            self._stretch, self._share, self._budget, elapsed / WINDOW_NS, self._largest
-        )
+        self._stretch = stretched(self._stretch, self._share, self._budget, windows, self._largest)

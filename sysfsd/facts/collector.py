@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import psutil
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from sysfsd.facts.load import KeptLoad
     from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree
     from sysfsd.kernel.openfiles import OpenFiles
+
+T = TypeVar("T")
 
 _SHARED_FOR = 5
 """For one of so many parts of a refresh what one container learned of the host is for all."""
@@ -156,6 +158,7 @@ class Facts:
         """The moment of this refresh: ns since boot."""
         self.current_until = current_until
         """Until when they answer for the container: ns since boot."""
+        self._made: dict[Hashable, Any] = {}
         self._memory = memory
         self._cpu = cpu
         self._cpu_times = cpu_times
@@ -180,6 +183,13 @@ class Facts:
     def cpu(self) -> CpuFacts:
         """Its CPUs."""
         return self._cpu()
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what was made of these facts under that key; made now, if nobody has before."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
 
     def limits(self) -> dict[str, object]:
         """Return what files depend on that change with limits only, as far as it has been read."""

@@ -48,10 +48,6 @@ if TYPE_CHECKING:
     from sysfsd.sysctls.store import Store
     from sysfsd.views.view import Reserve
 
-MEMBER_SECONDS = 0.5
-"""For so long the kernel may believe in ``cpu3`` after a container has lost it."""
-
-
 MAX_OPEN = 1 << 18
 MAX_OPEN_OF_CONTAINER = 1 << 10
 """Exact files that are open at once, by its root and by all others; some 200 bytes each."""
@@ -270,13 +266,16 @@ class PinnedOperations(Operations):
         if not self._tree.exists(node, self._members_of(record)):
             raise NoSuchView(f"no {node.path} any more")
         owner = Owner(record.uid_base, record.gid_base)
+        # For so long the kernel may believe in ``cpu3`` after a container has lost it: names can't
+        # be taken back without waiting for who is in that directory.
+        member_seconds = self._freshness.limits_ns / 2e9
         if node.link is not None:
             return attributes.link(
                 inode,
                 target=node.link,
                 owner=owner,
                 changed_ns=record.registered_ns,
-                entry_timeout=MEMBER_SECONDS,
+                entry_timeout=member_seconds,
                 attr_timeout=STATIC_TIMEOUT,
             )
         if node.is_directory and not node.lists:
@@ -290,7 +289,7 @@ class PinnedOperations(Operations):
                 entry_timeout=(
                     0
                     if node.number == ROOT_NODE
-                    else MEMBER_SECONDS
+                    else member_seconds
                     if node.listed
                     else STATIC_TIMEOUT
                 ),
@@ -317,7 +316,7 @@ class PinnedOperations(Operations):
                 mode=0o555,
                 owner=owner,
                 changed_ns=snapshot.changed_ns,
-                entry_timeout=MEMBER_SECONDS if node.listed else STATIC_TIMEOUT,
+                entry_timeout=member_seconds if node.listed else STATIC_TIMEOUT,
                 attr_timeout=lifetime,
             )
         return attributes.file(

@@ -198,7 +198,14 @@ RESERVE = Reserve(line=32)
 
 
 def sources(facts: Facts) -> list[Source]:
-    """Return one item for each line of the host's file; sizes in kB, pages as a count."""
+    """Return one item for each line of the host's file; sizes in kB, pages as a count.
+
+    Made once, because /proc/vmstat and the nodes' files are made of them, too.
+    """
+    return facts.once("meminfo", lambda: _sources(facts))
+
+
+def _sources(facts: Facts) -> list[Source]:
     items: list[Source] = []
     for line in facts.host.meminfo:
         own, why = OWN.get(line.name), HOSTS.get(line.name)
