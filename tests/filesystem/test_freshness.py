@@ -5,32 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from sysfsd.kernel.procfs import parse_cpu_list
 from tests.support.containers import container
-from tests.support.daemon import serving
+from tests.support.daemon import configured
 from tests.support.wait import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.support.containers import Container
-    from tests.support.daemon import Serving
 
 CPU = "sys/devices/system/cpu"
-
-
-@contextmanager
-def configured(directory: Path, text: str) -> Iterator[Serving]:
-    path = directory / "sysfsd.toml"
-    path.write_text(text)
-    with serving(directory, "--config", str(path)) as daemon:
-        yield daemon
 
 
 def set_cpus(box: Container, count: int) -> None:

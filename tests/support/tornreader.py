@@ -35,7 +35,7 @@ def main() -> int:
     counts: Counter[str] = Counter()
     memory = os.memfd_create("copy")
     # Each file a first time, however little time there is.
-    todo = list(paths)
+    todo = list(dict.fromkeys(paths))
     while todo or time.monotonic() < end:
         path = todo.pop() if todo else chance.choice(paths)
         how = chance.choice((_read, _pread, _readv, _sendfile, _whole))
