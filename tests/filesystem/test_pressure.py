@@ -160,7 +160,7 @@ def test_a_container_in_the_root_of_v2_sees_zeros(daemon: Serving) -> None:
         assert covering(box) == everywhere("fuse.sysfsd")
         for resource in resources_of_kernel():
             for shown in box.run("cat", f"/proc/pressure/{resource}").splitlines():
-                assert shown[5:] == "avg10=0.00 avg60=0.00 avg300=0.00 total=0"
+                assert shown.rstrip()[5:] == "avg10=0.00 avg60=0.00 avg300=0.00 total=0"
         with waiting(*inside(box), path=CPU, trigger=TRIGGER) as process:
             assert line(process) == str(errno.EROFS)
 
