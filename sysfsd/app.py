@@ -24,14 +24,17 @@ from sysfsd.control.server import ControlServer, listening, stop_listening
 from sysfsd.errors import InvalidRequest
 from sysfsd.facts.collector import FactsCollector
 from sysfsd.facts.keeper import Keeper
+from sysfsd.facts.limits import LimitWatch
 from sysfsd.facts.load import INTERVAL_SECONDS
 from sysfsd.filesystem.callers import CallersOperations
 from sysfsd.filesystem.identity import Identity
 from sysfsd.filesystem.pinned import PinnedOperations
 from sysfsd.filesystem.rendering import HostFiles, Renderer
 from sysfsd.filesystem.tree import Tree
+from sysfsd.freshness import Freshness
 from sysfsd.handover import store as handover
 from sysfsd.kernel.cgroups import CgroupTree
+from sysfsd.kernel.openfiles import OpenFiles, share_of_limit
 from sysfsd.log import RateLimit
 from sysfsd.notify import notify
 from sysfsd.offline import MOUNTS, RECORDS
@@ -90,6 +93,7 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
         )
         keeper = Keeper(os.path.join(config.state_dir, "clocks"), limit)
         stack.callback(keeper.close_all)
+        files = stack.enter_context(OpenFiles(share_of_limit()))
 
         # Whatever runs in the background, below everything that it uses.
         background = await stack.enter_async_context(trio.open_nursery())
@@ -119,7 +123,15 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
         life = before["life"] + 1
         notes.put("tree", {"numbers": dict(tree.numbers), "life": life})
         cgroups = CgroupTree.of_host()
-        collector = FactsCollector(tree=cgroups, keeper=keeper)
+        freshness = Freshness(
+            moving_ns=int(config.freshness_ms * 1e6),
+            limits_ns=int(config.limits_freshness_ms * 1e6),
+            budget=config.cpu_budget,
+        )
+        limits = LimitWatch(cgroups)
+        collector = FactsCollector(
+            tree=cgroups, keeper=keeper, files=files, refresh_ns=lambda: freshness.moving_ns
+        )
         renderer = Renderer(limit)
         registry = Registry(background, policy=config.policy(), saved=records)
         operations = PinnedOperations(
@@ -130,6 +142,8 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
             sysctls=sysctls,
             limit=limit,
             life=life,
+            freshness=freshness,
+            limits=limits,
         )
         registry.on_gone += [collector.forget, operations.forget_container, sysctls.close]
         restored = registry.restore()
@@ -156,6 +170,10 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
         registry.on_gone.append(pinner.wake)
         background.start_soon(pinner.run)
         background.start_soon(_sample_loads, collector.load_sampler)
+        background.start_soon(operations.pushing.run)
+        background.start_soon(
+            limits.run, operations.limits_written, lambda: freshness.moving_ns / 1e9
+        )
 
         stats: dict[str, Callable[[], object]] = {
             "containers": lambda: len(registry),
@@ -163,6 +181,9 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
             "snapshots": lambda: len(operations.snapshots),
             "sysctls": lambda: {"emulated": len(nodes), "containers": len(sysctls)},
             "views": renderer.stats,
+            "open_files": files.__len__,
+            "freshness": freshness.stats,
+            "limits": lambda: {**limits.stats(), **operations.pushing.stats()},
             "failures": lambda: operations.failures,
             "channel": relay.stats,
             "control": lambda: server.stats(),  # noqa: PLW0108 - it is made below

@@ -27,7 +27,10 @@ class Config:
     __slots__ = (
         "annotations",
         "control",
+        "cpu_budget",
         "cpu_policy",
+        "freshness_ms",
+        "limits_freshness_ms",
         "memory_high",
         "mountpoint",
         "on_failure",
@@ -54,6 +57,12 @@ class Config:
         """What containers' annotations may decide, see ``policy``."""
         self.cpu_policy = DEFAULT.cpu
         self.memory_high = DEFAULT.memory_high
+        self.freshness_ms = 50
+        """How old numbers that move may be in pinned files."""
+        self.limits_freshness_ms = 1000
+        """The same for what changes with limits only, unless the kernel says that they changed."""
+        self.cpu_budget = 0.5
+        """The share of one CPU that the daemon takes at most, as far as older numbers help."""
         self.sysctls: dict[str, str] = {}
         """What holds for emulated sysctls, by their paths: ``max`` or ``forbid``; see
         ``sysctls.policy``."""
@@ -74,6 +83,13 @@ _KEYS = {
     "cpu-policy": "cpu_policy",
     "memory-high": "memory_high",
 }
+
+_NUMBERS = {
+    "freshness-ms": ("freshness_ms", 1, 1000),
+    "limits-freshness-ms": ("limits_freshness_ms", 1, 60_000),
+    "cpu-budget": ("cpu_budget", 0.01, 64),
+}
+"""Keys whose values are numbers, and from where to where."""
 
 
 def load(path: str | None = None, *, sysctls: bool = True) -> Config:
@@ -140,9 +156,16 @@ def from_document(document: Mapping[str, object], source: str) -> Config:
         if key == "sysctls":
             config.sysctls = _sysctls(value, source)
             continue
-        attribute = _KEYS.get(key)
-        if attribute is None:
-            keys = (*_KEYS, "sysctls")
+        if key in _NUMBERS:
+            attribute, least, most = _NUMBERS[key]
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not least <= value <= most:  # type: ignore[operator]
+                raise UsageError(f"{source}: {key} must be a number from {least} to {most}")
+            setattr(config, attribute, value)
+            continue
+        attribute = _KEYS.get(key, "")
+        if not attribute:
+            keys = (*_KEYS, *_NUMBERS, "sysctls")
             suggestion = _suggestion(key, keys, "keys are: " + ", ".join(keys))
             raise UsageError(f"{source}: unknown key {key!r}; {suggestion}")
         if not isinstance(value, str) or not value:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import psutil
 
@@ -30,8 +30,16 @@ if TYPE_CHECKING:
     from sysfsd.facts.disk import DiskClock, DiskFacts
     from sysfsd.facts.load import KeptLoad
     from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree
+    from sysfsd.kernel.openfiles import OpenFiles
 
-REFRESH_SECONDS = 0.05
+T = TypeVar("T")
+
+_SHARED_FOR = 5
+"""For one of so many parts of a refresh what one container learned of the host is for all."""
+
+_BOOT_TIME_NS = 1_000_000_000
+
+REFRESH_NS = 50_000_000
 """How old a number may be; for so long all files of a container are made of the same facts."""
 
 
@@ -150,6 +158,7 @@ class Facts:
         """The moment of this refresh: ns since boot."""
         self.current_until = current_until
         """Until when they answer for the container: ns since boot."""
+        self._made: dict[Hashable, Any] = {}
         self._memory = memory
         self._cpu = cpu
         self._cpu_times = cpu_times
@@ -174,6 +183,24 @@ class Facts:
     def cpu(self) -> CpuFacts:
         """Its CPUs."""
         return self._cpu()
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what was made of these facts under that key; made now, if nobody has before."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
+
+    def limits(self) -> dict[str, object]:
+        """Return what files depend on that change with limits only, as far as it has been read."""
+        known: dict[str, object] = {}
+        if "cpu" in self.__dict__:
+            known["cpu"] = self.cpu.visible.value, self.cpu.numbers
+        if "memory" in self.__dict__:
+            known["memory"] = self.memory.total.value
+        if "nodes" in self.__dict__:
+            known["nodes"] = self.nodes.numbers
+        return known
 
     @cached_property
     def cpu_times(self) -> CpuTimesFacts:
@@ -222,19 +249,27 @@ class FactsCollector:
         clock: Callable[[], int] = boottime_ns,
         boot_time: Callable[[], float] = psutil.boot_time,
         max_callers: int = MAX_CALLERS,
-        refresh_seconds: float = REFRESH_SECONDS,
+        refresh_ns: Callable[[], int] = lambda: REFRESH_NS,
         policy: Policy = DEFAULT,
         keeper: Keeper | None = None,
+        files: OpenFiles | None = None,
     ) -> None:
-        """Make one; `policy` is that of callers that belong to no registered container."""
-        self._tree = tree
+        """Make one; `policy` is that of callers that belong to no registered container.
+
+        What it reads again and again stays open in `files`, which remain yours.
+        """
+        self._files = files
+        self._tree = tree if files is None else tree.keeping(files)
+        self._tracked: set[int] = set()
+        self._hosts: dict[int | None, tuple[int, HostFacts]] = {}
         self._proc = proc
         self._sys = sys
         self._now = clock
-        self._boot_time = boot_time
+        self._read_boot_time = boot_time
+        self._booted: tuple[int, float] | None = None
         self._max_callers = max_callers
         self._policy = policy
-        self._refresh_ns = int(refresh_seconds * 1e9)
+        self._refresh_ns = refresh_ns
         self._recent: OrderedDict[tuple[Hashable, int | None, bool], Facts] = OrderedDict()
         self._lock = threading.Lock()
         self._keeper = keeper or _NoKeeper()
@@ -252,6 +287,7 @@ class FactsCollector:
         key = container.serial
         if self.load_sampler.tracks(key):
             return
+        self._tracked.add(key)
         # In whole ticks, as the kernel has it: this names the process.
         kept = self._keeper.open(key, container.pid, round(container.started * TICKS_PER_SECOND))
         with self._lock:
@@ -283,7 +319,18 @@ class FactsCollector:
     def forget(self, container: Container) -> None:
         """Drop what is kept for a container that is gone."""
         self._forget(container.serial)
+        self._tracked.discard(container.serial)
+        if self._files is not None:
+            for path in {path for _, path in container.cgroup.entries if path != "/"}:
+                self._files.close_below(path)
+            if not self._tracked:  # the host's, and ancestors'
+                self._files.close()
         self._keeper.close(container.serial)
+
+    def expire(self, container: Container) -> None:
+        """Have the next facts of a container read anew: its limits have changed."""
+        for key in [key for key in self._recent if key[0] == container.serial]:
+            del self._recent[key]
 
     def kept(self) -> int:
         """Return for how many containers and callers a CPU clock is kept; for the counters."""
@@ -323,14 +370,13 @@ class FactsCollector:
 
     def _new_facts(self, whose: _Whose, now: int) -> Facts:
         paths, policy = whose.paths, whose.policy
-        host = HostFacts(
-            proc=self._proc, sys=self._sys, boot_time=self._boot_time, domain=whose.domain
-        )
+        refresh_ns = self._refresh_ns()
+        since, host = self._host(whose.domain, now, refresh_ns // _SHARED_FOR)
         return Facts(
             host=host,
             started=whose.started,
             now=now,
-            current_until=now + self._refresh_ns,
+            current_until=since + refresh_ns,
             memory=lambda: read_memory(
                 self._tree.controller(paths, "memory"),
                 host,
@@ -347,6 +393,31 @@ class FactsCollector:
             ),
             pressure=lambda resource: read_pressure(self._tree, paths, resource),
         )
+
+    def _boot_time(self) -> float:
+        # A file that takes the kernel long to make, where there are many CPUs and interrupts; this
+        # changes only when somebody sets the clock.
+        now = self._now()
+        if self._booted is None or not 0 <= now - self._booted[0] < _BOOT_TIME_NS:
+            self._booted = now, self._read_boot_time()
+        return self._booted[1]
+
+    def _host(self, domain: int | None, now: int, oldest: int) -> tuple[int, HostFacts]:
+        """Return the host's facts, and since when: one for all that refresh at about the same time.
+
+        What is made of them lives as much shorter as they are older.
+        """
+        known = self._hosts.get(domain)
+        if known is None or not 0 <= now - known[0] < oldest:
+            host = HostFacts(
+                proc=self._proc,
+                sys=self._sys,
+                boot_time=self._boot_time,
+                domain=domain,
+                files=self._files,
+            )
+            known = self._hosts[domain] = now, host
+        return known
 
     def _advance_clock(self, key: Hashable, paths: CgroupPaths, facts: Facts) -> CpuTimesFacts:
         visible = facts.cpu.visible.value

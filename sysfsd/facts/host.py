@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from functools import cached_property
@@ -25,6 +26,7 @@ from sysfsd.kernel.procfs import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from sysfsd.kernel.openfiles import OpenFiles
 
 MAX_SYSFS_BYTES = 1 << 16
 """An attribute of sysfs is one page at most (sysfs.rst); lists of CPUs may be longer."""
@@ -50,17 +52,20 @@ class HostFacts:
         sys: str = "/sys",
         boot_time: Callable[[], float] = psutil.boot_time,
         domain: int | None = None,
+        files: OpenFiles | None = None,
     ) -> None:
+        """Make one; what it reads of procfs stays open in `files`."""
         self._proc = proc
         self._sys = sys
         self._boot_time = boot_time
         self._texts: dict[str, str | None] = {}
         self._domain = domain
+        self._files = files
 
     @cached_property
     def meminfo(self) -> tuple[MeminfoLine, ...]:
         """/proc/meminfo, in the kernel's order."""
-        return parse_meminfo(read_text(f"{self._proc}/meminfo"))
+        return parse_meminfo(self._proc_text("meminfo"))
 
     @cached_property
     def _meminfo_kb(self) -> Mapping[str, int]:
@@ -78,7 +83,7 @@ class HostFacts:
     def cpuinfo(self) -> str:
         """The text of /proc/cpuinfo, as the kernel writes it for our reader's execution domain."""
         with personality.under(self._domain):
-            return read_text(f"{self._proc}/cpuinfo")
+            return self._proc_text("cpuinfo")
 
     @cached_property
     def diskstats(self) -> tuple[DiskLine, ...]:
@@ -104,15 +109,23 @@ class HostFacts:
 
     def _proc_file(self, name: str) -> str:
         try:
-            return read_text(f"{self._proc}/{name}")
+            return self._proc_text(name)
         except FileNotFoundError:
             return ""
+
+    def _proc_text(self, name: str) -> str:
+        if self._files is None:
+            return read_text(f"{self._proc}/{name}")
+        data = self._files.read(self._proc, "/", name)
+        if data is None:
+            raise FileNotFoundError(errno.ENOENT, "no such file", f"{self._proc}/{name}")
+        return data.decode("utf-8", "replace")
 
     @cached_property
     def online_cpus(self) -> Sourced[tuple[int, ...]]:
         """The numbers of the host's online CPUs."""
         try:
-            text = read_text(f"{self._sys}/devices/system/cpu/online")
+            text = self._sys_text("cpu/online")
         except FileNotFoundError:
             return Sourced(tuple(range(psutil.cpu_count() or 1)), "the host's CPU count")
         return Sourced(parse_cpu_list(text), "the host's /sys/devices/system/cpu/online")
@@ -121,10 +134,19 @@ class HostFacts:
     def online_nodes(self) -> Sourced[tuple[int, ...]]:
         """The numbers of the host's online NUMA nodes; node 0 on a kernel without NUMA."""
         try:
-            text = read_text(f"{self._sys}/devices/system/node/online")
+            text = self._sys_text("node/online")
         except FileNotFoundError:
             return Sourced((0,), "a kernel without NUMA has one node")
         return Sourced(parse_cpu_list(text) or (0,), "the host's /sys/devices/system/node/online")
+
+    def _sys_text(self, name: str) -> str:
+        if self._files is None:
+            return read_text(f"{self._sys}/devices/system/{name}")
+        directory, _, leaf = name.rpartition("/")
+        data = self._files.read(f"{self._sys}/devices/system", f"/{directory}", leaf)
+        if data is None:
+            raise FileNotFoundError(errno.ENOENT, "no such file", name)
+        return data.decode("utf-8", "replace")
 
     def node_file(self, node: int, name: str) -> str | None:
         """Return the text of a file of /sys/devices/system/node/nodeN; None if there is none."""

@@ -20,6 +20,10 @@ class Owner(NamedTuple):
 
 HOST_ROOT = Owner(0, 0)
 
+_LEAST_BLOCK = 4096
+_LARGEST_BLOCK = 128 << 10
+"""As much as one READ of ours answers."""
+
 
 def directory(
     inode: int,
@@ -50,6 +54,8 @@ def file(
     """Attributes of a view's file. The size is real, or sendfile(2) would copy nothing."""
     entry = _entry(inode, stat.S_IFREG | mode, owner, changed_ns)
     entry.st_size = size
+    # stdio reads in pieces of this size: the whole file, so that it is of one moment.
+    entry.st_blksize = min(max(_LEAST_BLOCK, 1 << size.bit_length()), _LARGEST_BLOCK)
     entry.entry_timeout, entry.attr_timeout = entry_timeout, attr_timeout
     return entry
 

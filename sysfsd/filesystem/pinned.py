@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from sysfsd.errors import NoSuchContainer, NoSuchView
 from sysfsd.filesystem import attributes
 from sysfsd.filesystem.attributes import HOST_ROOT, Owner
 from sysfsd.filesystem.operations import STATIC_TIMEOUT, Operations
+from sysfsd.filesystem.pushing import Pushing
 from sysfsd.filesystem.snapshots import Opened, PinnedSnapshots
 from sysfsd.filesystem.tree import (
     CONTAINERS_INODE,
@@ -38,15 +40,14 @@ if TYPE_CHECKING:
 
     from sysfsd.containers.record import ContainerRecord
     from sysfsd.containers.registry import Registry
-    from sysfsd.facts.collector import FactsCollector
+    from sysfsd.facts.collector import Facts, FactsCollector
+    from sysfsd.facts.limits import LimitWatch
     from sysfsd.filesystem.rendering import Renderer
     from sysfsd.filesystem.tree import Members, Node, Tree
+    from sysfsd.freshness import Freshness
     from sysfsd.log import RateLimit
     from sysfsd.sysctls.store import Store
-
-MEMBER_SECONDS = 0.5
-"""For so long the kernel may believe in ``cpu3`` after a container has lost it."""
-
+    from sysfsd.views.view import Reserve
 
 MAX_OPEN = 1 << 18
 MAX_OPEN_OF_CONTAINER = 1 << 10
@@ -55,6 +56,10 @@ MAX_OPEN_OF_CONTAINER = 1 << 10
 
 EXACT_BYTES = 4096
 """The size of an exact file, like most of sysfs: what it has is known when it is read."""
+
+
+def _invalidate_attributes(inode: int) -> None:
+    pyfuse3.invalidate_inode(inode, attr_only=True)
 
 
 @dataclass(slots=True)
@@ -81,10 +86,17 @@ class PinnedOperations(Operations):
         sysctls: Store,
         limit: RateLimit,
         life: int = 0,
+        freshness: Freshness,
+        limits: LimitWatch,
+        invalidate: Callable[[int], None] = _invalidate_attributes,
     ) -> None:
         """Make it; no two processes with the same mount have the same `life`."""
         super().__init__(limit)
         self._life = life
+        self._freshness = freshness
+        self._limits = limits
+        self._known_limits: dict[int, dict[str, object]] = {}
+        self.pushing = Pushing(invalidate)
         self._sysctls = sysctls
         self._tree = tree
         self._registry = registry
@@ -96,6 +108,20 @@ class PinnedOperations(Operations):
     def forget_container(self, record: ContainerRecord) -> None:
         """Drop what is kept for a container that is gone."""
         self.snapshots.forget(record.serial)
+        self._limits.forget(record.serial)
+        self._known_limits.pop(record.serial, None)
+
+    def limits_written(self, serial: int) -> None:
+        """Look at a container's limits anew, and pass it on at once if they are others."""
+        record = self._registry.by_serial(serial)
+        if record is None:
+            return
+        self._collector.expire(record)
+        facts = self._collector.facts(record)
+        with suppress(OSError):  # it is about to go
+            assert facts.cpu.visible.value
+            assert facts.memory.total.value
+        self._compare(record, facts)
 
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
@@ -161,7 +187,9 @@ class PinnedOperations(Operations):
         record, node = self._resolve(fh)
         if node.is_directory:
             raise pyfuse3.FUSEError(errno.EISDIR)
-        snapshot = self.snapshots.last(record.serial, node.number, self._renderer_of(record, node))
+        snapshot = self.snapshots.last(
+            record.serial, node.number, self._renderer_of(record, node), _reserve_of(node)
+        )
         return snapshot.read(off, size)
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -255,13 +283,16 @@ class PinnedOperations(Operations):
         if not self._tree.exists(node, self._members_of(record)):
             raise NoSuchView(f"no {node.path} any more")
         owner = Owner(record.uid_base, record.gid_base)
+        # For so long the kernel may believe in ``cpu3`` after a container has lost it: names can't
+        # be taken back without waiting for who is in that directory.
+        member_seconds = self._freshness.limits_ns / 2e9
         if node.link is not None:
             return attributes.link(
                 inode,
                 target=node.link,
                 owner=owner,
                 changed_ns=record.registered_ns,
-                entry_timeout=MEMBER_SECONDS,
+                entry_timeout=member_seconds,
                 attr_timeout=STATIC_TIMEOUT,
             )
         if node.is_directory and not node.lists:
@@ -275,7 +306,7 @@ class PinnedOperations(Operations):
                 entry_timeout=(
                     0
                     if node.number == ROOT_NODE
-                    else MEMBER_SECONDS
+                    else member_seconds
                     if node.listed
                     else STATIC_TIMEOUT
                 ),
@@ -293,7 +324,7 @@ class PinnedOperations(Operations):
                 attr_timeout=STATIC_TIMEOUT,
             )
         snapshot, lifetime = self.snapshots.refresh(
-            record.serial, node.number, self._renderer_of(record, node)
+            record.serial, node.number, self._renderer_of(record, node), _reserve_of(node)
         )
         file = node.view or node.sysctl
         if file is None:
@@ -302,7 +333,7 @@ class PinnedOperations(Operations):
                 mode=0o555,
                 owner=owner,
                 changed_ns=snapshot.changed_ns,
-                entry_timeout=MEMBER_SECONDS if node.listed else STATIC_TIMEOUT,
+                entry_timeout=member_seconds if node.listed else STATIC_TIMEOUT,
                 attr_timeout=lifetime,
             )
         return attributes.file(
@@ -344,8 +375,34 @@ class PinnedOperations(Operations):
             if node.view is None:
                 members = self._tree.members_by(lambda: facts)
                 names = [name for name, _ in self._tree.children(node, members)]
-                return b"\n".join(names), facts.current_until
+                self._compare(record, facts, node)
+                return b"\n".join(names), facts.now + self._freshness.limits_ns
             data = self._renderer.render(node.view, lambda: facts, record.id)
+            self._compare(record, facts, node)
+            if node.view.moves is None:
+                return data, facts.now + self._freshness.limits_ns
             return data, facts.current_until
 
         return render
+
+    def _compare(self, record: ContainerRecord, facts: Facts, current: Node | None = None) -> None:
+        """Find out whether limits are others than before; then no file is good any more.
+
+        So that all files agree: who has read of a third CPU in one finds it in all others. What is
+        sent here goes out before the answer that is being made. Its own file is passed over: the
+        kernel takes no attributes from an answer that is older than such a notice.
+        """
+        if record.serial not in self._limits:
+            self._limits.watch(record.serial, record.cgroup)
+        known = self._known_limits.setdefault(record.serial, {})
+        limits = facts.limits()
+        changed = any(known.get(name, value) != value for name, value in limits.items())
+        known.update(limits)
+        if changed:
+            nodes = self.snapshots.expire(record.serial)
+            own = None if current is None else current.number
+            self.pushing.push(inode_of(record.serial, node) for node in nodes if node != own)
+
+
+def _reserve_of(node: Node) -> Reserve | None:
+    return None if node.view is None else node.view.moves

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from sysfsd.facts.host import boottime_ns
+from sysfsd.filesystem.layout import laid_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
+
+    from sysfsd.filesystem.layout import Layout
+    from sysfsd.views.view import Reserve
 
 T = TypeVar("T")
 
@@ -27,6 +31,8 @@ class Snapshot:
     """Its mtime, since the epoch: moves whenever the bytes differ from the snapshot before."""
     current_until_ns: int
     """Until when it answers for the file, in ns since boot, as facts have it."""
+    layout: Layout | None = None
+    """That of a moving file, which the next refresh is to keep."""
 
     def read(self, offset: int, size: int) -> bytes:
         """Return what pread(2) does: less at the end, nothing past it."""
@@ -54,34 +60,55 @@ class PinnedSnapshots:
         return sum(len(files) for files in self._snapshots.values())
 
     def refresh(
-        self, serial: int, node: int, render: Callable[[], tuple[bytes, int]]
+        self,
+        serial: int,
+        node: int,
+        render: Callable[[], tuple[bytes, int]],
+        reserve: Reserve | None = None,
     ) -> tuple[Snapshot, float]:
         """Return a snapshot and for how many seconds from now it is the current one.
 
-        ``render`` gives the content and until when it is current, in ns since boot.
+        ``render`` gives the content and until when it is current, in ns since boot; ``reserve`` is
+        for a moving file, whose lines are to stay where they are.
         """
         files = self._snapshots.setdefault(serial, OrderedDict())
         known = files.get(node)
         now = self._clock()
         if known is None or known.current_until_ns <= now:
             data, until = render()
+            layout = None
+            if reserve is not None:
+                data, layout = laid_out(data, reserve, known.layout if known else None)
             if known is None:
                 changed = time.time_ns()
             elif known.data == data:
                 changed = known.changed_ns
             else:
                 changed = max(time.time_ns(), known.changed_ns + 1)
-            known = files[node] = Snapshot(data, changed, until)
+            known = files[node] = Snapshot(data, changed, until, layout)
             if len(files) > MAX_PER_CONTAINER:
                 files.popitem(last=False)
         files.move_to_end(node)
         return known, max(0, known.current_until_ns - now) / 1e9
 
-    def last(self, serial: int, node: int, render: Callable[[], tuple[bytes, int]]) -> Snapshot:
+    def last(
+        self,
+        serial: int,
+        node: int,
+        render: Callable[[], tuple[bytes, int]],
+        reserve: Reserve | None = None,
+    ) -> Snapshot:
         """Return the snapshot that attributes were answered from."""
         files = self._snapshots.get(serial)
         known = None if files is None else files.get(node)
-        return self.refresh(serial, node, render)[0] if known is None else known
+        return self.refresh(serial, node, render, reserve)[0] if known is None else known
+
+    def expire(self, serial: int) -> list[int]:
+        """Have all files of a container refreshed when they are next asked for; returns which."""
+        files = self._snapshots.get(serial, OrderedDict())
+        for node, snapshot in files.items():
+            files[node] = replace(snapshot, current_until_ns=0)
+        return list(files)
 
     def forget(self, serial: int) -> None:
         """Drop the files of a container that is gone."""

@@ -73,6 +73,10 @@ class Node(NamedTuple):
         return self.view is None and self.sysctl is None and self.link is None
 
 
+_MAX_NODES = 1 << 14
+"""So many are kept, once made; a container of 64 CPUs has half as many."""
+
+
 @dataclass(slots=True)
 class _Slot:
     """A path, which may have `MEMBER` in it, and what is there."""
@@ -169,6 +173,8 @@ class Tree:
         for number, link in self._links.items():
             if link.directory in directories:
                 directories[link.directory].links.append((number, link))
+        self._nodes: dict[int, Node] = {}
+        self._lists: dict[str, View] = {}
 
     @property
     def numbers(self) -> Mapping[str, int]:
@@ -177,6 +183,14 @@ class Tree:
 
     def node(self, number: int) -> Node | None:
         """The node of that number, whether or not the container at hand has it."""
+        known = self._nodes.get(number)
+        if known is None:
+            known = self._make_node(number)
+            if known is not None and len(self._nodes) < _MAX_NODES:
+                self._nodes[number] = known
+        return known
+
+    def _make_node(self, number: int) -> Node | None:
         slot, member = self._slots.get(number & _SLOT_MASK), (number >> _SLOT_BITS) - 1
         link = self._links.get(number & _SLOT_MASK)
         if link is not None and member >= 0:
@@ -277,7 +291,20 @@ class Tree:
 
         What that returns raises OSError if the container is gone.
         """
-        return lambda listed: members_in(self.view(listed, anybody).render(facts()))
+
+        def members(listed: str) -> Sequence[int]:
+            now = facts()
+            return now.once(("members", listed), lambda: members_in(self._list(listed).render(now)))
+
+        return members
+
+    def _list(self, path: str) -> View:
+        view = self._lists.get(path)
+        if view is None:
+            view = self.view(path, anybody)
+            if len(self._lists) < _MAX_NODES:
+                self._lists[path] = view
+        return view
 
 
 def anybody(_listed: str) -> Sequence[int]:

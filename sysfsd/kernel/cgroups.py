@@ -13,7 +13,8 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 from sysfsd.kernel.mounts import decode
@@ -21,6 +22,8 @@ from sysfsd.kernel.procfs import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+
+    from sysfsd.kernel.openfiles import OpenFiles
 
 UNIFIED = ""
 """The key of the cgroup v2 hierarchy in `CgroupPaths`."""
@@ -120,19 +123,40 @@ class Level:
     def read(self, name: str) -> str | None:
         """Return the text of one file of this cgroup; None if it has no such file."""
         try:
-            return read_text(name, dir_fd=self.fd)
-        except FileNotFoundError:
-            return None
+            return self._text(name)
         except OSError as error:
             # EOPNOTSUPP: the file exists, but not for this kind of cgroup (a threaded one, say).
             if error.errno == errno.EOPNOTSUPP:
                 return None
             raise
 
+    def _text(self, name: str) -> str | None:
+        try:
+            return read_text(name, dir_fd=self.fd)
+        except FileNotFoundError:
+            return None
+
     def read_int(self, name: str) -> int | None:
         """Return a file that holds one number; None if there is no such file."""
         text = self.read(name)
         return None if text is None else int(text)
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptLevel(Level):
+    """One whose files stay open. It has no descriptor of its own."""
+
+    mountpoint: str
+    files: OpenFiles
+
+    @property
+    def inode(self) -> int:
+        """Its number."""
+        return os.stat(self.mountpoint + self.path).st_ino
+
+    def _text(self, name: str) -> str | None:
+        data = self.files.read(self.mountpoint, self.path, name)
+        return None if data is None else data.decode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +166,8 @@ class Cgroup:
     version: int
     mountpoint: str
     path: str
+    files: OpenFiles | None = field(default=None, compare=False, repr=False)
+    """Where its files stay open from one read to the next, if anywhere."""
 
     @property
     def is_root(self) -> bool:
@@ -153,9 +179,16 @@ class Cgroup:
         """Open this cgroup and its ancestors: itself first, the root of the mount last.
 
         Raises FileNotFoundError if the cgroup is gone, NotADirectoryError or ELOOP if a component
-        is not a plain directory, and EXDEV if the path leads out of the tree.
+        is not a plain directory, and EXDEV if the path leads out of the tree; where files stay
+        open, only when one is read.
         """
         names = _components(self.path)
+        if self.files is not None:
+            paths = ["/", *accumulate(f"/{name}" for name in names)]
+            yield tuple(
+                _KeptLevel(-1, path, self.mountpoint, self.files) for path in reversed(paths)
+            )
+            return
         with ExitStack() as stack:
             fd = os.open(self.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, fd)
@@ -184,7 +217,7 @@ class Cgroup:
         Each level is valid until the next one is asked for. Cgroups that vanish meanwhile are
         left out. Raises as `levels` does if the first one is gone.
         """
-        with self.levels() as levels:
+        with replace(self, files=None).levels() as levels:
             yield from _walk(levels[0].fd, self.path, [limit], 0)
 
 
@@ -242,7 +275,7 @@ class Hierarchy:
     nsdelegate: bool = False
     """v2: whether cgroup namespaces are boundaries (cgroup-v2.rst, "Model of Delegation")."""
 
-    def cgroup(self, path: str) -> Cgroup | None:
+    def cgroup(self, path: str, files: OpenFiles | None = None) -> Cgroup | None:
         """Return the cgroup at a path of /proc/<pid>/cgroup; None if it is not under this mount.
 
         Raises OSError (EXDEV) for a path that leads upwards: such a process sits outside of the
@@ -250,19 +283,22 @@ class Hierarchy:
         """
         _components(path)
         if self.root == "/":
-            return Cgroup(self.version, self.mountpoint, path)
+            return Cgroup(self.version, self.mountpoint, path, files)
         if path == self.root or path.startswith(f"{self.root}/"):
-            return Cgroup(self.version, self.mountpoint, path[len(self.root) :] or "/")
+            return Cgroup(self.version, self.mountpoint, path[len(self.root) :] or "/", files)
         return None
 
 
 class CgroupTree:
     """The cgroup hierarchies of this host."""
 
-    def __init__(self, hierarchies: Iterable[Hierarchy]) -> None:
+    def __init__(self, hierarchies: Iterable[Hierarchy], files: OpenFiles | None = None) -> None:
+        """Make one; in `files` stays open what is read of its cgroups."""
+        self._hierarchies = tuple(hierarchies)
+        self._files = files
         self._v1: dict[str, Hierarchy] = {}
         self._v2: Hierarchy | None = None
-        for hierarchy in hierarchies:
+        for hierarchy in self._hierarchies:
             if hierarchy.version == 2:
                 self._v2 = self._v2 or hierarchy
             for name in hierarchy.controllers:
@@ -277,6 +313,10 @@ class CgroupTree:
     def of_host(cls, proc: str = "/proc") -> CgroupTree:
         """Find the hierarchies that are mounted where we run; raises OSError without procfs."""
         return cls.from_mountinfo(read_text(f"{proc}/self/mountinfo"))
+
+    def keeping(self, files: OpenFiles) -> CgroupTree:
+        """Return the same tree, with files that stay open."""
+        return CgroupTree(self._hierarchies, files)
 
     @property
     def nsdelegate(self) -> bool:
@@ -294,20 +334,20 @@ class CgroupTree:
         path = paths.get(name)
         hierarchy = self._v1.get(name)
         if path is not None and hierarchy is not None:
-            return hierarchy.cgroup(path)
+            return hierarchy.cgroup(path, self._files)
         cgroup = self.unified(paths)
         if cgroup is None:
             return None
         with cgroup.levels() as levels:
             for level in levels:
                 if name in (level.read("cgroup.controllers") or "").split():
-                    return Cgroup(2, cgroup.mountpoint, level.path)
+                    return replace(cgroup, path=level.path)
         return None
 
     def unified(self, paths: CgroupPaths) -> Cgroup | None:
         """Return the v2 cgroup of these paths, whatever controllers it has; None without v2."""
         path = paths.get(UNIFIED)
-        return None if path is None or self._v2 is None else self._v2.cgroup(path)
+        return None if path is None or self._v2 is None else self._v2.cgroup(path, self._files)
 
     def membership(self, paths: CgroupPaths) -> Cgroup | None:
         """Return the cgroup that best tells which tasks belong together: the deepest one.

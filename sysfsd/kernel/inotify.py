@@ -1,4 +1,4 @@
-"""Hearing of names that come and go in a directory: inotify(7).
+"""Hearing of names that come and go in a directory, and of files that are written: inotify(7).
 
 fanotify(7) can't tell that on overlayfs, where it knows only files that are opened. `parse_events`
 is pure.
@@ -12,6 +12,7 @@ import struct
 from typing import NamedTuple
 
 # linux/inotify.h
+IN_MODIFY = 0x02
 IN_ATTRIB = 0x04
 IN_MOVED_FROM = 0x40
 IN_MOVED_TO = 0x80
@@ -19,6 +20,7 @@ IN_CREATE = 0x100
 IN_DELETE = 0x200
 IN_Q_OVERFLOW = 0x4000
 _IN_ONLYDIR = 0x0100_0000
+_IN_DONT_FOLLOW = 0x0200_0000
 
 _EVENT = struct.Struct("=iIII")
 """``struct inotify_event``: watch, mask, cookie, length of the name that follows."""
@@ -71,8 +73,14 @@ class Inotify:
 
         The same directory again has the same number.
         """
-        path = f"/proc/self/fd/{directory}/.".encode()
-        watch: int = _libc.inotify_add_watch(self._fd, path, ctypes.c_uint32(mask | _IN_ONLYDIR))
+        return self._add(f"/proc/self/fd/{directory}/.", mask | _IN_ONLYDIR)
+
+    def add_file(self, path: str, mask: int) -> int:
+        """Watch a file of the kernel's, by its path; the same file again has the same number."""
+        return self._add(path, mask | _IN_DONT_FOLLOW)
+
+    def _add(self, path: str, mask: int) -> int:
+        watch: int = _libc.inotify_add_watch(self._fd, path.encode(), ctypes.c_uint32(mask))
         if watch < 0:
             raise _fail("inotify_add_watch")
         return watch

@@ -24,7 +24,7 @@ from sysfsd.views import (
     uptime,
     vmstat,
 )
-from sysfsd.views.view import MEMBER, Family, Links, Source, View, one_line
+from sysfsd.views.view import MEMBER, Family, Links, Reserve, Source, View, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +35,7 @@ __all__ = [
     "VIEWS",
     "Family",
     "Links",
+    "Reserve",
     "Source",
     "View",
     "attach_points",
@@ -43,26 +44,23 @@ __all__ = [
 ]
 
 VIEWS: tuple[View | Family, ...] = (
-    View("proc/uptime", uptime.sources, uptime.text),
-    View("proc/meminfo", meminfo.sources, meminfo.text),
-    View("proc/cpuinfo", cpuinfo.sources, cpuinfo.text),
-    View("proc/stat", stat.sources, stat.text),
-    View("proc/loadavg", loadavg.sources, loadavg.text),
-    View("proc/swaps", swaps.sources, swaps.text),
+    View("proc/uptime", uptime.sources, uptime.text, moves=uptime.RESERVE),
+    View("proc/meminfo", meminfo.sources, meminfo.text, moves=meminfo.RESERVE),
+    View("proc/cpuinfo", cpuinfo.sources, cpuinfo.text, moves=cpuinfo.RESERVE),
+    View("proc/stat", stat.sources, stat.text, moves=stat.RESERVE),
+    View("proc/loadavg", loadavg.sources, loadavg.text, moves=loadavg.RESERVE),
+    View("proc/swaps", swaps.sources, swaps.text, moves=swaps.RESERVE),
     View("sys/devices/system/cpu/online", syscpu.sources, one_line),
     View("sys/devices/system/cpu/possible", syscpu.sources, one_line),
     View("sys/devices/system/cpu/present", syscpu.sources, one_line),
     *syscpu.FILES,
     *sysnode.FILES,
     *sysmemory.FILES,
-    View("proc/diskstats", diskstats.sources, diskstats.text),
-    View("proc/partitions", partitions.sources, partitions.text),
-    View("proc/vmstat", vmstat.sources, vmstat.text),
+    View("proc/diskstats", diskstats.sources, diskstats.text, moves=diskstats.RESERVE),
+    View("proc/partitions", partitions.sources, partitions.text, moves=partitions.RESERVE),
+    View("proc/vmstat", vmstat.sources, vmstat.text, moves=vmstat.RESERVE),
     View("proc/slabinfo", slabinfo.sources, slabinfo.text, mode=0o400),
-    View("proc/pressure/cpu", pressure.sources("cpu"), pressure.text),
-    View("proc/pressure/memory", pressure.sources("memory"), pressure.text),
-    View("proc/pressure/io", pressure.sources("io"), pressure.text),
-    View("proc/pressure/irq", pressure.sources("irq"), pressure.text),
+    *pressure.FILES,
 )
 """The one table. Append only: the position of a view is part of the inode numbers of its files."""
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from sysfsd.views.view import Source
+from sysfsd.views.view import Reserve, Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +41,11 @@ class _Part(NamedTuple):
     """Lines without the last one's end."""
     paragraph_ends: bool
     """Whether an empty line comes next; a CPU may go on where a header was."""
+
+
+RESERVE = Reserve(line=32, only=(b"cpu MHz", b"clock"))
+"""All that moves, where anything does: x86 and s390 tell the frequency of the moment, POWER calls
+it clock."""
 
 
 def sources(facts: Facts) -> list[Source]:

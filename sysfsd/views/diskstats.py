@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sysfsd.views.view import Source
+from sysfsd.views.view import Reserve, Source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 _SECTOR = 512
 """The kernel counts in sectors of 512 bytes, whatever the device's are."""
+
+RESERVE = Reserve(digits=12)
+"""Sectors of 512 TB, and milliseconds of 31 years."""
 
 
 def sources(facts: Facts) -> list[Source]:

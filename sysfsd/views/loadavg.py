@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sysfsd.facts.load import format_average
-from sysfsd.views.view import Source
+from sysfsd.views.view import Reserve, Source
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sysfsd.facts.collector import Facts
+
+RESERVE = Reserve(line=48)
+"""Three averages, tasks and the last pid, however many there are."""
 
 
 def sources(facts: Facts) -> list[Source]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sysfsd.facts.sourced import Sourced, saturating_sub
-from sysfsd.views.view import Source
+from sysfsd.views.view import Reserve, Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -193,9 +193,19 @@ HOSTS: Mapping[str, str] = {
 }
 """The lines that stay the host's, and why. All others are 0: not known is not the host's use."""
 
+RESERVE = Reserve(line=32)
+"""Lines are 27 long up to 99,999,999 kB; room for a hundred thousand times as much."""
+
 
 def sources(facts: Facts) -> list[Source]:
-    """Return one item for each line of the host's file; sizes in kB, pages as a count."""
+    """Return one item for each line of the host's file; sizes in kB, pages as a count.
+
+    Made once, because /proc/vmstat and the nodes' files are made of them, too.
+    """
+    return facts.once("meminfo", lambda: _sources(facts))
+
+
+def _sources(facts: Facts) -> list[Source]:
     items: list[Source] = []
     for line in facts.host.meminfo:
         own, why = OWN.get(line.name), HOSTS.get(line.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sysfsd.views.view import Source
+from sysfsd.views.view import Reserve, Source
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from sysfsd.facts.collector import Facts
 
 _HEADER = "major minor  #blocks  name\n\n"
+
+RESERVE = Reserve()
+"""Its lines come as the container uses disks, and do not change."""
 
 
 def sources(facts: Facts) -> list[Source]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sysfsd.views.view import Source
+from sysfsd.views.view import Reserve, Source, View
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from sysfsd.facts.collector import Facts
     from sysfsd.facts.pressure import Stall
     from sysfsd.facts.sourced import Sourced
+
+RESERVE = Reserve(line=80)
+"""Averages of up to 100.00, and microseconds of 31,000 years."""
 
 
 def sources(resource: str) -> Callable[[Facts], list[Source]]:
@@ -43,3 +46,10 @@ def numbers(stall: Stall) -> str:
 
 def _percent(hundredths: int) -> str:
     return f"{hundredths // 100}.{hundredths % 100:02d}"
+
+
+FILES: Sequence[View] = tuple(
+    View(f"proc/pressure/{resource}", sources(resource), text, moves=RESERVE)
+    for resource in ("cpu", "memory", "io", "irq")
+)
+"""One for each resource."""

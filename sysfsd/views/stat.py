@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sysfsd.facts.cpu import NS_PER_TICK
-from sysfsd.views.view import Source
+from sysfsd.views.view import Reserve, Source
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 _SOFTIRQS = 10
 """The kernel's kinds of softirq (include/linux/interrupt.h), each a column after the total."""
+
+RESERVE = Reserve(line=64)
+"""Three counters that move, of 14 digits each, and zeros."""
 
 
 def sources(facts: Facts) -> list[Source]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sysfsd.views.view import Source
+from sysfsd.views.view import Reserve, Source
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from sysfsd.facts.collector import Facts
 
 _HEADER = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+
+RESERVE = Reserve(line=80)
+"""Room for sizes of ten digits; the header is 39 long, the line of less 67."""
 
 
 def sources(facts: Facts) -> list[Source]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sysfsd.facts.nodes import divide, free_of
 from sysfsd.kernel.procfs import format_cpu_list, format_cpu_mask
 from sysfsd.views import meminfo
-from sysfsd.views.view import Family, Links, Source, View, one_line
+from sysfsd.views.view import Family, Links, Reserve, Source, View, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,6 +47,9 @@ _V2_NAMES: Mapping[str, str] = {
     "FileHugePages": "file_thp",
 }
 """Lines of nodeN/meminfo -> the key of memory.numa_stat that says how they lie on the nodes."""
+
+RESERVE = Reserve(line=48)
+"""nodeN/meminfo's lines are those of /proc/meminfo, with up to ten more letters before."""
 
 _NUMASTAT = "numa_hit numa_miss numa_foreign interleave_hit local_node other_node".split()
 
@@ -163,13 +166,13 @@ FILES: Sequence[View | Family] = (
     *(View(f"{_BASE}/{name}", _numbers, one_line) for name in _MEMORY_LISTS),
     View(f"{_BASE}/has_cpu", _with_cpus, one_line),
     *(
-        Family(f"{_BASE}/node{{}}/{name}", f"{_BASE}/online", of_node, text)
-        for name, of_node, text in (
-            ("meminfo", meminfo_sources, meminfo_text),
-            ("cpulist", _cpulist, one_line),
-            ("cpumap", _cpumap, one_line),
-            ("distance", _distance, one_line),
-            ("numastat", _numastat, _numastat_text),
+        Family(f"{_BASE}/node{{}}/{name}", f"{_BASE}/online", of_node, text, moves=moves)
+        for name, of_node, text, moves in (
+            ("meminfo", meminfo_sources, meminfo_text, RESERVE),
+            ("cpulist", _cpulist, one_line, None),
+            ("cpumap", _cpumap, one_line, None),
+            ("distance", _distance, one_line, None),
+            ("numastat", _numastat, _numastat_text, None),
         )
     ),
 )

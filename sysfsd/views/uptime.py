@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sysfsd.views.view import Source
+from sysfsd.views.view import Reserve, Source
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sysfsd.facts.collector import Facts
+
+RESERVE = Reserve(line=32)
+"""Two numbers of seconds, of which the second grows with the number of CPUs."""
 
 
 def sources(facts: Facts) -> list[Source]:

@@ -23,6 +23,21 @@ class Source(NamedTuple):
     source: str
 
 
+class Reserve(NamedTuple):
+    """The room that lines of a moving file get in the page cache (`sysfsd.filesystem.layout`).
+
+    Blanks before the line's end: too many waste a little memory; too few, and a reader may once see
+    a cut line when a number outgrows them. With neither, lines are as long as their text.
+    """
+
+    line: int = 0
+    """Bytes of a line, at the least. For text in columns, where blanks make room already."""
+    digits: int = 0
+    """Bytes of each number in a line, at the least."""
+    only: tuple[bytes, ...] = (b"",)
+    """How lines begin that move; all others stay as they are. The default means all."""
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """What every container sees at one path, as a function of its facts.
@@ -36,6 +51,9 @@ class View:
     sources: Callable[[Facts], Sequence[Source]]
     text: Callable[[Sequence[Source]], str]
     mode: int = 0o444
+    moves: Reserve | None = None
+    """What its numbers need, if they move all the time; None if it changes only with the limits of
+    the container, or the machine."""
 
     def render(self, facts: Facts) -> bytes:
         """Return the content of the file; raises OSError if the container is gone."""
@@ -60,6 +78,7 @@ class Family:
     sources: Callable[[Facts, int], Sequence[Source]]
     text: Callable[[Sequence[Source]], str]
     mode: int = 0o444
+    moves: Reserve | None = None
 
     def view(self, member: int) -> View:
         """Return the view of one member."""
@@ -68,6 +87,7 @@ class Family:
             partial(_of_member, self.sources, member),
             self.text,
             self.mode,
+            self.moves,
         )
 
 

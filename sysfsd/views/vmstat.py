@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sysfsd.facts.sourced import Sourced
 from sysfsd.views import meminfo
-from sysfsd.views.view import Source
+from sysfsd.views.view import Reserve, Source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -67,6 +67,9 @@ _DISK = {"pgpgin": "read_bytes", "pgpgout": "written_bytes"}
 """In kB, and about disks: in v1's memory.stat these names mean pages charged and uncharged."""
 
 _THRESHOLDS = ("nr_dirty_threshold", "nr_dirty_background_threshold")
+
+RESERVE = Reserve(digits=16)
+"""Events are counted without end."""
 
 
 def sources(facts: Facts) -> list[Source]:

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from sysfsd.control.client import Client
-from sysfsd.facts.collector import REFRESH_SECONDS
+from sysfsd.config import Config
 from tests.bench.contenders import alike, attach
 from tests.bench.crowd import crowd
 from tests.bench.figures import Tally, bucket_of, total
@@ -95,7 +95,7 @@ def _first_reads(serve: Serving, new: Mapping[str, int]) -> Tally:
             found.append(os.open(serve.containers / name / "proc/meminfo", os.O_PATH))
             stack.callback(os.close, found[-1])
         # What was found out on the way is old by then, and nothing else is known.
-        time.sleep(2 * REFRESH_SECONDS)
+        time.sleep(2 * Config().freshness_ms / 1000)
         return total(map(_first_read, found))
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from sysfsd.facts.collector import FactsCollector
 from sysfsd.kernel.cgroups import CgroupTree, read_cgroup_paths
+from sysfsd.kernel.openfiles import OpenFiles
 from sysfsd.kernel.procfs import init_of_pid_namespace
 from tests.support.views import view
 
@@ -132,3 +133,29 @@ def test_the_init_of_a_pid_namespace_is_found(inside: int) -> None:
     if found is None:
         pytest.skip("this kernel has no NS_GET_PID_FROM_PIDNS (6.11)")
     assert found == inside
+
+
+def test_files_that_stay_open_of_a_cgroup_that_is_gone() -> None:
+    """ENODEV, and another cgroup of the same name is another one."""
+    tree = CgroupTree.of_host()
+    own = tree.membership(read_cgroup_paths(os.getpid()))
+    assert own is not None
+    name = f"sysfsd-test-{os.getpid()}-kept"
+    directory = Path(own.mountpoint, name)
+    with OpenFiles(16) as files:
+        directory.mkdir()
+        try:
+            assert files.read(own.mountpoint, f"/{name}", "cgroup.clone_children") in {b"0\n", None}
+            assert files.read(own.mountpoint, f"/{name}", "cgroup.procs") == b""
+            directory.rmdir()
+            with pytest.raises(FileNotFoundError):
+                files.read(own.mountpoint, f"/{name}", "cgroup.procs")
+            assert len(files) == 0
+            directory.mkdir()
+            assert files.read(own.mountpoint, f"/{name}", "cgroup.procs") == b""
+            directory.rmdir()
+            with pytest.raises(FileNotFoundError):
+                files.read(own.mountpoint, f"/{name}", "nope")
+        finally:
+            if directory.exists():
+                directory.rmdir()

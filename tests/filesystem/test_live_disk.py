@@ -137,7 +137,7 @@ def worker(disk: Disk) -> Iterator[subprocess.Popen[str]]:
 def test_what_it_did_and_nothing_of_what_others_did(
     worker: subprocess.Popen[str], disk: Disk
 ) -> None:
-    collector = FactsCollector(tree=CgroupTree.of_host(), refresh_seconds=0)
+    collector = FactsCollector(tree=CgroupTree.of_host(), refresh_ns=lambda: 0)
 
     caller = collector.callers.identify(worker.pid)
 

@@ -20,6 +20,7 @@ from sysfsd.runtime import delegation
 from tests.support.containers import UID_BASE, Container, container
 from tests.support.daemon import serving, started, sysfsd
 from tests.support.tidy import count_fds
+from tests.support.views import bare
 from tests.support.wait import until
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def test_the_view_is_the_cgroups_pressure_and_grows(daemon: Serving, own: Contai
         shown = sysfsd("show", "own", CPU, "--explain", control=daemon.control).stdout
     assert f"{directory(own)}/cpu.pressure" in shown
     until(
-        lambda: view.read_text() == (directory(own) / "cpu.pressure").read_text(),
+        lambda: bare(view.read_bytes()) == (directory(own) / "cpu.pressure").read_bytes(),
         "the view to say what the kernel's file says",
     )
     daemon.call("release", id="own")
@@ -159,7 +160,7 @@ def test_a_container_in_the_root_of_v2_sees_zeros(daemon: Serving) -> None:
         assert covering(box) == everywhere("fuse.sysfsd")
         for resource in resources_of_kernel():
             for shown in box.run("cat", f"/proc/pressure/{resource}").splitlines():
-                assert shown[5:] == "avg10=0.00 avg60=0.00 avg300=0.00 total=0"
+                assert shown.rstrip()[5:] == "avg10=0.00 avg60=0.00 avg300=0.00 total=0"
         with waiting(*inside(box), path=CPU, trigger=TRIGGER) as process:
             assert line(process) == str(errno.EROFS)
 

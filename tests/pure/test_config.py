@@ -37,6 +37,7 @@ def test_every_key(tmp_path: Path) -> None:
         'mountpoint = "/m"\ncontrol = "/c"\nstate-dir = "/s"\nsubid-user = "1000"\n'
         'runtime = "/opt/runc"\non-failure = "continue"\n'
         'cpu-policy = "pin"\nmemory-high = "ignore"\nannotations = "ignore"\n'
+        "cpu-budget = 0.25\nfreshness-ms = 100\nlimits-freshness-ms = 2500\n"
     )
     loaded = config.load(str(path))
     values = (loaded.mountpoint, loaded.control, loaded.state_dir, loaded.subid_user)
@@ -44,12 +45,18 @@ def test_every_key(tmp_path: Path) -> None:
     assert (loaded.runtime, loaded.on_failure) == ("/opt/runc", "continue")
     assert loaded.policy() == Policy("pin", "ignore")
     assert loaded.annotations == "ignore"
+    lives = loaded.freshness_ms, loaded.limits_freshness_ms
+    assert (loaded.cpu_budget, *lives) == (0.25, 100, 2500)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ('on-falure = "refuse"', "unknown key 'on-falure'; did you mean 'on-failure'?"),
+        ("cpu-budget = 0", "cpu-budget must be a number from 0.01 to 64"),
+        ('freshness-ms = "50"', "freshness-ms must be a number from 1 to 1000"),
+        ("freshness-ms = 1001", "freshness-ms must be a number from 1 to 1000"),
+        ("limits-freshness-ms = true", "limits-freshness-ms must be a number from 1 to 60000"),
         ('zzz = "x"', "unknown key 'zzz'; keys are: mountpoint, control"),
         ("mountpoint = 3", "mountpoint must be a text, such as '/var/lib/sysfsd'"),
         ('control = ""', "control must be a text"),

@@ -29,7 +29,7 @@ def collector(base: Path) -> FactsCollector:
         sys=str(base / "sys"),
         clock=lambda: 100_000_000_000,
         boot_time=lambda: 1_700_000_000.0,
-        refresh_seconds=0,
+        refresh_ns=lambda: 0,
     )
 
 

@@ -139,3 +139,12 @@ def serving(
         # The first request of each kind makes libfuse open what it keeps.
         assert os.listdir(mountpoint) == ["containers"]
         yield Serving(process, mountpoint, control, state, log)
+
+
+@contextmanager
+def configured(directory: Path, text: str) -> Iterator[Serving]:
+    """Run ``sysfsd serve`` in a directory, with this configuration file."""
+    path = directory / "sysfsd.toml"
+    path.write_text(text)
+    with serving(directory, "--config", str(path)) as daemon:
+        yield daemon

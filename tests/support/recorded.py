@@ -54,7 +54,7 @@ class Machine:
             sys=str(base / "sys"),
             clock=lambda: self.now,
             boot_time=lambda: 1_700_000_000.0,
-            refresh_seconds=0,
+            refresh_ns=lambda: 0,
         )
         pid = PIDS[self.tree]
         self.container = Record(1, pid, STARTED, read_cgroup_paths(pid, str(base / "proc")))

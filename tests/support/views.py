@@ -34,3 +34,8 @@ SYSCTL_POINTS = frozenset(f"/{node.path}" for node in SYSCTLS)
 def points_of_this_host() -> list[str]:
     """What is covered in this host's containers."""
     return attach_points([entry for entry in VIEWS if HostFiles().has(entry)])
+
+
+def bare(data: bytes) -> bytes:
+    """The content of a pinned file without the blanks that keep its lines where they are."""
+    return b"\n".join(line.rstrip(b" ") for line in data.split(b"\n"))

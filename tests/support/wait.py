@@ -22,10 +22,15 @@ def patient(seconds: float) -> float:
     return seconds * _SLOWNESS
 
 
-def until(condition: Callable[[], T], what: str, deadline: float = DEADLINE) -> T:
-    """Return the first true value of a condition; fails with ``what`` when there is none."""
+def until(
+    condition: Callable[[], T], what: str, deadline: float = DEADLINE, interval: float = 0.005
+) -> T:
+    """Return the first true value of a condition; fails with ``what`` when there is none.
+
+    It is looked at every `interval` seconds: seldom, if looking is work that counts.
+    """
     end = time.monotonic() + patient(deadline)
     while not (value := condition()):
         assert time.monotonic() < end, f"waited too long for {what}"
-        time.sleep(0.005)
+        time.sleep(interval)
     return value
