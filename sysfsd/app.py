@@ -153,8 +153,16 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
                 with contextlib.suppress(InvalidRequest):  # it is gone, and the registry will see
                     sysctls.open(record, pidfd)
         relay = await stack.enter_async_context(
-            answering(operations, *connections, node_in_handle=True, life=life)
+            answering(
+                operations,
+                *connections,
+                node_in_handle=True,
+                life=life,
+                answer=operations.answer,
+            )
         )
+        for record, _ in restored:
+            operations.distrust(record)
 
         reservations = Reservations(background, user=config.subid_user, saved=reserved)
         reservations.restore()

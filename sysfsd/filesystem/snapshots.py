@@ -91,6 +91,11 @@ class PinnedSnapshots:
         files.move_to_end(node)
         return known, max(0, known.current_until_ns - now) / 1e9
 
+    def known(self, serial: int, node: int) -> Snapshot | None:
+        """Return the snapshot that attributes were answered from; None if there is none."""
+        files = self._snapshots.get(serial)
+        return None if files is None else files.get(node)
+
     def last(
         self,
         serial: int,
@@ -99,8 +104,7 @@ class PinnedSnapshots:
         reserve: Reserve | None = None,
     ) -> Snapshot:
         """Return the snapshot that attributes were answered from."""
-        files = self._snapshots.get(serial)
-        known = None if files is None else files.get(node)
+        known = self.known(serial, node)
         return self.refresh(serial, node, render, reserve)[0] if known is None else known
 
     def expire(self, serial: int) -> list[int]:

@@ -8,8 +8,8 @@ from collections import Counter
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from sysfsd.control.client import Client
 from sysfsd.config import Config
+from sysfsd.control.client import Client
 from tests.bench.contenders import alike, attach
 from tests.bench.crowd import crowd
 from tests.bench.figures import Tally, bucket_of, total

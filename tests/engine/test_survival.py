@@ -32,7 +32,7 @@ ENGINES = int(os.environ.get("SYSFSD_SURVIVAL_ENGINES", "2"))
 """System containers with an engine inside; 10 on request."""
 
 FILES = """
-proc/meminfo proc/stat proc/cpuinfo proc/uptime proc/loadavg proc/swaps proc/diskstats proc/vmstat
+proc/meminfo proc/stat proc/cpuinfo proc/uptime proc/loadavg proc/swaps proc/vmstat
 sys/devices/system/cpu/online sys/devices/system/cpu/possible
 """.split()
 
