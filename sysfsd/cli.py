@@ -146,6 +146,8 @@ def _parser() -> argparse.ArgumentParser:
         help="with --all: without the daemon, which is gone; and unmount",
     )
     detach.add_argument("--state-dir", metavar="DIR", help="that daemon's")
+    # How the daemon does it before it ends.
+    detach.add_argument("--by-daemon", action="store_true", help=argparse.SUPPRESS)
     detach.add_argument(
         "--unless-restarting",
         metavar="UNIT",
@@ -259,14 +261,17 @@ def _detach(options: argparse.Namespace) -> int:
     from sysfsd import running  # noqa: PLC0415
 
     if options.offline:
-        from sysfsd import offline, unit  # noqa: PLC0415
+        from sysfsd import offline, state, unit  # noqa: PLC0415
 
         if not options.all:
             raise UsageError("--offline goes with --all; see: sysfsd detach --help")
         if options.unless_restarting and unit.restarts(options.unless_restarting):
             return 0
-        left = offline.take_left_views(options.state_dir or load().state_dir)
-        return _all_but(left, "still attached, restart them")
+        state_dir = options.state_dir or load().state_dir
+        if options.by_daemon:
+            return _all_but(offline.take_left_views(state_dir), "still attached, restart them")
+        with state.locked(state_dir):  # against a daemon that runs, or starts just now
+            return _all_but(offline.take_left_views(state_dir), "still attached, restart them")
     with Client(_control(options)) as client:
         if options.all:
             return _all_but(running.take_all_views(client), "still attached, restart them")

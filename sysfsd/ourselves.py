@@ -26,7 +26,13 @@ async def uncover_containers(state_dir: str) -> None:
     And unmount.
     """
     await _run_ourselves(
-        "views stay attached", "detach", "--all", "--offline", "--state-dir", state_dir
+        "views stay attached",
+        "detach",
+        "--all",
+        "--offline",
+        "--by-daemon",
+        "--state-dir",
+        state_dir,
     )
 
 
