@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     command("ps", _ps, "list the registered containers", json_too=True)
     show = command("show", _show, "print a view as a container sees it", json_too=True)
     show.add_argument("container", metavar="CONTAINER", help="its id, or the beginning of it")
-    show.add_argument("path", metavar="PATH", help="such as /proc/meminfo")
+    show.add_argument("path", metavar="PATH", help="such as /proc/meminfo, or vm.swappiness")
     show.add_argument("--explain", action="store_true", help="say where each number comes from")
     attach = command("attach", _attach, "give a running container its views")
     attach.add_argument("--id", metavar="ID", help="register it under this id")

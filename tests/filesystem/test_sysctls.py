@@ -414,7 +414,12 @@ def test_show_says_where_a_value_comes_from(daemon: Serving, box: Container) -> 
     assert f"the host's {SWAPPINESS}" in explained()
     box.run("sh", "-c", f"echo 21 > {SWAPPINESS}")
     assert "written by the container" in explained()
-    assert sysfsd("show", "box", SWAPPINESS, control=daemon.control).stdout == "21\n"
+    for name in (SWAPPINESS, "proc/sys/vm/swappiness", "vm.swappiness", "vm/swappiness"):
+        assert sysfsd("show", "box", name, control=daemon.control).stdout == "21\n"
+    for name in ("vm.swapiness", "vm", "swappiness", "proc.meminfo", ".", "a..b", ""):
+        refused = sysfsd("show", "box", name, control=daemon.control)
+        assert refused.returncode == 3
+        assert f"sysfsd has no view at {name!r}; it has: " in refused.stderr
 
 
 def test_a_container_whose_root_is_the_hosts_keeps_the_kernels(daemon: Serving) -> None:
