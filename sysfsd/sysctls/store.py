@@ -136,7 +136,8 @@ class Store:
             name = f"{record.pid}-{start_ticks}"
             entry = _Entry(record, name, start_ticks, key, network_fd, uts_fd, renames, shares)
             known = self._load(name)
-            entry.container = known.container
+            same = self._of_same_init(entry)
+            entry.container = same[0].container if same else known.container
             shared = self._sharing(entry)
             if shared:
                 entry.network = shared[0].network
@@ -269,19 +270,24 @@ class Store:
         except OSError as error:
             _log.warning("a container's file stays behind", file=name, error=str(error))
 
+    def _of_same_init(self, entry: _Entry) -> list[_Entry]:
+        """All records of one init, which are one container; itself, once it is there."""
+        return [each for each in self._entries.values() if each.name == entry.name]
+
     def _sharing(self, entry: _Entry) -> list[_Entry]:
         """All whose network values are the same; itself, once it is there."""
         return [
             each
             for each in self._entries.values()
-            if each is entry or (entry.shares and each.network_key == entry.network_key)
+            if each.network_key == entry.network_key and (entry.shares or each.name == entry.name)
         ]
 
     def _save_as(self, entry: _Entry, node: Sysctl, values: dict[str, Value]) -> None:
         """Put values in the files of all whose values they are, then in force."""
         if node.scope is Scope.CONTAINER:
             self._save(entry, Kept(values, entry.network, entry.network_key))
-            entry.container = values
+            for each in self._of_same_init(entry):
+                each.container = values
             return
         sharing = self._sharing(entry)
         for each in sharing:

@@ -256,6 +256,29 @@ def test_attached_again_under_the_same_id_or_another(daemon: Serving) -> None:
         assert box.run("cat", SWAPPINESS) == "33\n"
 
 
+@pytest.mark.parametrize("isolated", [True, False])
+def test_two_records_of_one_init_are_one_container(tmp_path: Path, isolated: bool) -> None:
+    """On a network of its own; and on the host's, where no two containers share."""
+    buffers, cache = "/proc/sys/net/core/rmem_max", "proc/sys/vm/vfs_cache_pressure"
+    with container(isolated=isolated) as box:
+        with serving(tmp_path) as daemon:
+            attach(daemon, "early", box)
+            late = daemon.register("late", box.pid)["binds"][cache]["directory"]
+            Path(late, cache).write_text("77")
+            box.run("sh", "-c", f"echo 5000000 > {buffers}; echo 31 > {SWAPPINESS}")
+            daemon.stop(9)
+        with serving(tmp_path) as daemon:
+            for name in ("late", "early"):
+                daemon.register(name, box.pid)
+                shown = [
+                    sysfsd("show", name, path, control=daemon.control).stdout
+                    for path in (SWAPPINESS, buffers, cache)
+                ]
+                assert shown == ["31\n", "5000000\n", "77\n"]
+            daemon.call("release", id="early")
+            assert sysfsd("show", "late", cache, control=daemon.control).stdout == "77\n"
+
+
 def test_a_file_that_stays_behind_ends_nothing(tmp_path: Path, expected_log: ExpectedLog) -> None:
     expected_log.allow("a container's file stays behind")
     with serving(tmp_path) as daemon, container(isolated=True) as other:
