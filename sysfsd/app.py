@@ -44,7 +44,7 @@ from sysfsd.log import RateLimit
 from sysfsd.notify import notify
 from sysfsd.pinning.pinner import Pinner
 from sysfsd.scripts import START
-from sysfsd.sysctls.host import HostSysctls
+from sysfsd.sysctls.host import JOURNAL, HostSysctls
 from sysfsd.sysctls.probe import emulated, probe
 from sysfsd.sysctls.store import Store
 from sysfsd.sysctls.table import SYSCTLS
@@ -101,9 +101,7 @@ async def serve(config: Config) -> None:
             os.path.join(config.state_dir, "sysctls"),
             [*nodes.values()],
             limit,
-            policy=HostSysctls(
-                config.sysctls, os.path.join(config.state_dir, "raised.json"), limit
-            ),
+            policy=HostSysctls(config.sysctls, os.path.join(config.state_dir, JOURNAL), limit),
         )
         stack.callback(sysctls.close_all)
         tree = Tree(VIEWS, HostFiles().has, LINKS, nodes)

@@ -254,9 +254,10 @@ def _stats(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from sysfsd import doctor  # noqa: PLC0415
 
-    checks = doctor.examine(load(options.config), _control(options))
+    config, control = load(options.config), _control(options)
+    checks = doctor.examine(config, control)
     try:
-        settings, trouble = doctor.sysctls(), None
+        settings, trouble = doctor.sysctls(config, control), None
     except SysfsdError as error:
         settings, trouble = [], str(error)
     checks.append(doctor.counted(settings, trouble))
@@ -264,7 +265,10 @@ def _doctor(options: argparse.Namespace) -> int:
         _print_json(
             {
                 "checks": [check._asdict() for check in checks],
-                "sysctls": [setting._asdict() for setting in settings],
+                "sysctls": [
+                    {**each._asdict(), "raised": each.raised and each.raised._asdict()}
+                    for each in settings
+                ],
             }
         )
     else:
@@ -274,8 +278,11 @@ def _doctor(options: argparse.Namespace) -> int:
         )
         if settings:
             print("\nSysctls in system containers:")
-            rows = [(each.name, each.state, each.kept_per, each.why) for each in settings]
-            _print_table(("NAME", "STATE", "KEPT PER", "NEEDED BY"), rows)
+            rows = [
+                (each.name, each.state, each.kept_per, doctor.policy_cell(each), each.why)
+                for each in settings
+            ]
+            _print_table(("NAME", "STATE", "KEPT PER", "POLICY", "NEEDED BY"), rows)
         # Last, where they are seen.
         for each in checks:
             if not each.ok:

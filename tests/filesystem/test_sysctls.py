@@ -371,6 +371,16 @@ print(json.dumps(found))
     assert all(without[path][1:] != [0, 0] or path.startswith("/proc/sys/net/") for path in ours)
 
 
+def doctors(daemon: Serving, config: Path) -> dict[str, Any]:
+    """What it says of those sysctls that the administrator decided about."""
+    found = sysfsd("doctor", "--json", "--config", str(config), control=daemon.control).stdout
+    return {
+        each["name"]: (each["policy"], each["raised"])
+        for each in json.loads(found)["sysctls"]
+        if each["policy"] != "never" or each["raised"]
+    }
+
+
 def test_the_administrator_may_have_the_host_follow(tmp_path: Path) -> None:
     queued, cores = "/proc/sys/fs/inotify/max_queued_events", "/proc/sys/kernel/core_pattern"
     before = int(hosts(queued))
@@ -387,6 +397,13 @@ def test_the_administrator_may_have_the_host_follow(tmp_path: Path) -> None:
             box.run("sh", "-c", f"echo {before + 500} > {queued}")
             assert int(hosts(queued)) == before + 500
             assert inside(box, WRITE, cores) == "EPERM"
+            assert doctors(daemon, config) == {
+                "fs/inotify/max_queued_events": (
+                    "max",
+                    {"original": before, "now": before + 500, "containers": 1},
+                ),
+                "kernel/core_pattern": ("forbid", None),
+            }
             with system_container(daemon, "other") as other:
                 other.run("sh", "-c", f"echo {before + 900} > {queued}")
                 other.run("sh", "-c", f"echo 5 > {queued}")
