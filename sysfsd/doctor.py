@@ -38,7 +38,7 @@ class Setting(NamedTuple):
 
     name: str
     state: str
-    """``native``, ``emulated`` or ``absent`` (`sysctls.probe.State`)."""
+    """``native``, ``emulated``, ``added``, ``hidden`` or ``absent`` (`sysctls.probe.State`)."""
     kept_per: str
     """What its value belongs to, if it is emulated."""
     policy: str
@@ -96,7 +96,7 @@ def sysctls(config: Config, control: str) -> list[Setting]:
 def policy_cell(setting: Setting) -> str:
     """What a table says of a policy, and of what came of it; nothing for the default; pure."""
     said = "" if setting.policy == "never" else setting.policy
-    if said and setting.state != State.EMULATED.value:
+    if said and setting.state not in {State.EMULATED.value, State.ADDED.value}:
         said += ", no effect"
     raised = setting.raised
     if raised is None:
@@ -140,7 +140,7 @@ def counted(settings: Sequence[Setting], trouble: str | None) -> Check:
         "sysctls",
         trouble is None,
         found if trouble is None else "not known",
-        trouble or "nothing: those that are native or absent are the kernel's own",
+        trouble or "nothing: all but those that are emulated or added are the kernel's own",
     )
 
 

@@ -56,6 +56,6 @@ def test_sysctls_in_one_line() -> None:
     states = ("emulated", "native", "emulated")
     settings = [setting(state) for state in states]
     check = counted(settings, None)
-    assert (check.ok, check.found) == (True, "1 native, 2 emulated, 0 absent")
+    assert (check.ok, check.found) == (True, "1 native, 2 emulated, 0 added, 0 hidden, 0 absent")
     check = counted([], "run it with sudo")
     assert (check.ok, check.found, check.fix) == (False, "not known", "run it with sudo")
