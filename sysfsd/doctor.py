@@ -15,7 +15,7 @@ from sysfsd.errors import SysfsdError
 from sysfsd.kernel import syscalls
 from sysfsd.kernel.procfs import boot_id
 from sysfsd.sysctls.host import JOURNAL, read_journal
-from sysfsd.sysctls.probe import State, probe
+from sysfsd.sysctls.probe import State, fate, probe
 from sysfsd.sysctls.table import SYSCTLS
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def sysctls(config: Config, control: str) -> list[Setting]:
     return [
         Setting(
             node.path.removeprefix("proc/sys/"),
-            states[node.path].value,
+            fate(node, states).value,
             node.scope.value,
             config.sysctls.get(node.path, "never"),
             raised.get(node.path),

@@ -103,10 +103,16 @@ def _with_host(path: str, found: Mapping[str, State]) -> State:
     return State.ADDED if os.path.dirname(path) in ADDABLE and there else State.HIDDEN
 
 
+def fate(node: Sysctl, states: Mapping[str, State]) -> State:
+    """Return what becomes of a node, given what `probe` found."""
+    found = states[node.path]
+    return State.EMULATED if node.always and found is State.NATIVE else found
+
+
 def emulated(nodes: Sequence[Sysctl], states: Mapping[str, State]) -> dict[int, Sysctl]:
     """Return the nodes to emulate, by their positions in the table."""
     ours = {State.EMULATED, State.ADDED}
-    return {at: node for at, node in enumerate(nodes) if states[node.path] in ours}
+    return {at: node for at, node in enumerate(nodes) if fate(node, states) in ours}
 
 
 def main() -> None:

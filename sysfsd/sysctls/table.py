@@ -22,6 +22,7 @@ from __future__ import annotations
 import errno
 from dataclasses import replace
 
+from sysfsd.sysctls.groups import GID_MAX
 from sysfsd.sysctls.node import Live, Locked, Made, Scope, Sysctl
 from sysfsd.sysctls.values import (
     INT_MAX,
@@ -116,7 +117,7 @@ SYSCTLS: tuple[Sysctl, ...] = (
         "systemd-coredump's sysctl.d/50-coredump.conf; core(5)",
     ),
     Sysctl("proc/sys/kernel/hostname", Text(65), "sysctl(8); systemd-hostnamed", Live.HOSTNAME),
-    Sysctl("proc/sys/kernel/domainname", Text(65), "docker run --domainname", Live.DOMAINNAME),
+    Sysctl("proc/sys/kernel/domainname", Text(65), "docker run --domainname", Live.HOSTNAME),
     # net/core/sysctl_net_core.c SOCK_MIN_RCVBUF and SOCK_MIN_SNDBUF, of 64-bit machines.
     _net("core/rmem_max", integers(2304), f"{_QUIC}; {_CASSANDRA}; {_ORACLE}"),
     _net("core/wmem_max", integers(4608), f"{_QUIC}; {_CASSANDRA}; {_ORACLE}"),
@@ -322,4 +323,12 @@ SYSCTLS: tuple[Sysctl, ...] = (
     _vm("admin_reserve_kbytes", longs(), _VM),
     _vm("user_reserve_kbytes", longs(), _VM),
     _vm("unprivileged_userfaultfd", _FLAG, "userfaultfd(2)"),
+    Sysctl(
+        "proc/sys/net/ipv4/ping_group_range",
+        longs(0, GID_MAX, count=2),
+        f"{_SYSTEMD}; Docker gives it to each container; icmp(7)",
+        Live.PING_GROUPS,
+        scope=Scope.NETWORK,
+        always=True,
+    ),
 )
