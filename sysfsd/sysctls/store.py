@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"(\d{1,10})-(\d{1,20})")
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
 
+_KINDS = {Live.HOSTNAME: "UTS", Live.PING_GROUPS: "network"}
+
 _log = structlog.get_logger(__name__)
 
 
@@ -207,7 +209,7 @@ class Store:
         """Say where that comes from."""
         entry = self._entries.get(record.serial)
         if isinstance(node.default, Live):
-            return f"the container's {node.default.value} namespace"
+            return f"the container's {_KINDS[node.default]} namespace"
         if entry is not None and node.path in _values_of(entry, node):
             hosts = self._read_hosts(node).decode("utf-8", "replace").strip()
             return f"written by the container (kept per {node.scope.value}; the host has {hosts})"
@@ -252,14 +254,14 @@ class Store:
             return inside.write(entry.uts_fd, f"/{node.path}", data, offset)
         former = node.kind.parse(_read_live(entry, node, entry.network_fd))
         done = writing.write(node, former, data, offset)
+        if offset:
+            return done.consumed  # ignored
         assert not isinstance(done.value, str)
-        low, high = done.value
-        groups = outwards(entry.groups, low, high)
-        error = done.error or (errno.EINVAL if groups is None else 0)
-        if error:
+        groups = None if done.error else outwards(entry.groups, *done.value)
+        if groups is None:
+            error = done.error or errno.EINVAL
             raise OSError(error, os.strerror(error))
-        if groups is not None and not offset:
-            inside.write(entry.network_fd, f"/{node.path}", b"%d %d\n" % groups, 0)
+        inside.write(entry.network_fd, f"/{node.path}", b"%d %d\n" % groups, 0)
         return done.consumed
 
     def _default(self, record: ContainerRecord, entry: _Entry | None, node: Sysctl) -> bytes:
