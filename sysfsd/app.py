@@ -40,7 +40,7 @@ from sysfsd.notify import notify
 from sysfsd.offline import MOUNTS, RECORDS
 from sysfsd.ourselves import cover_containers, uncover_containers
 from sysfsd.pinning.pinner import Pinner
-from sysfsd.sysctls.host import HostSysctls
+from sysfsd.sysctls.host import JOURNAL, HostSysctls
 from sysfsd.sysctls.known import ask_again, sysctls_to_emulate
 from sysfsd.sysctls.store import Store
 from sysfsd.views import LINKS, VIEWS
@@ -113,9 +113,7 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
             os.path.join(config.state_dir, "sysctls"),
             nodes,
             limit,
-            policy=HostSysctls(
-                config.sysctls, os.path.join(config.state_dir, "raised.json"), limit
-            ),
+            policy=HostSysctls(config.sysctls, os.path.join(config.state_dir, JOURNAL), limit),
         )
         stack.callback(sysctls.close_all)
         before = notes.get("tree") or {"numbers": {}, "life": 0}

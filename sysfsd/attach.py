@@ -2,7 +2,8 @@
 
 A view is a bind of one file over the kernel's file of the same name: of a file of the pinned
 subtree, or of one that can do more (``binds``). Leaf files only: a FUSE *directory* over /proc/sys
-is what makes today's runc refuse a procfs, and a leaf leaves everything else the kernel's. The
+is what makes today's runc refuse a procfs, and a leaf leaves everything else the kernel's. (Where a
+name is to be added, its directory is covered as well, see ``additions``.) The
 binds are made from outside the container's user namespace but in its own mount namespace, which
 leaves them unlocked (mount_namespaces(7)): its root may unmount them and then sees the kernel's
 file, and inner runtimes may still mount a procfs.
@@ -22,13 +23,14 @@ import errno
 import fcntl
 import os
 
+from sysfsd.additions import extend, withdraw
 from sysfsd.errors import Refused
 from sysfsd.kernel import namespaces, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from typing import Any, TypeAlias
 
     BindSource: TypeAlias = Mapping[str, Any]
@@ -64,12 +66,14 @@ def attach(
     subtree: str,
     views: Sequence[str],
     binds: Mapping[str, BindSource],
+    additions: Iterable[str] = (),
     init: int,
     rootfs: str = "/",
 ) -> list[str]:
     """Bind ``views`` over a container's files and return the paths that were there to cover.
 
     Those that ``binds`` names get that file, if it is there; all others get theirs of ``subtree``.
+    In the directories ``additions`` they need not be there.
 
     ``daemon`` and ``init`` are pidfds: of the daemon, in whose mount namespace ``subtree``
     (``/var/lib/sysfsd/containers/<id>``) is an absolute path and so are those in ``binds``, and of
@@ -81,12 +85,13 @@ def attach(
     system), ``OSError`` when the kernel refuses.
     """
     trees, device, turn = _clone_views(daemon, subtree, views, binds)
+
+    def work(root: int) -> list[str]:
+        added = {extend(root, each, trees, _mark(subtree)) for each in additions}
+        return [view for view, tree in trees.items() if _cover(root, view, tree, device, added)]
+
     try:
-        return in_container(
-            init,
-            rootfs,
-            lambda root: [view for view, tree in trees.items() if _cover(root, view, tree, device)],
-        )
+        return in_container(init, rootfs, work)
     finally:
         for tree in trees.values():
             os.close(tree)
@@ -94,18 +99,34 @@ def attach(
 
 
 def detach(
-    *, devices: Collection[int], views: Sequence[str], bound: Mapping[str, FileKey], init: int
+    *,
+    devices: Collection[int],
+    subtree: str,
+    views: Sequence[str],
+    bound: Mapping[str, FileKey],
+    additions: Iterable[str] = (),
+    init: int,
 ) -> list[str]:
     """Uncover a running container's files and return the paths that were covered.
 
     ``devices`` are the ``st_dev`` of the daemon's own mounts, and ``bound`` says which files from
     elsewhere `attach` may have bound: nobody else's mount is touched.
     """
-    return in_container(
-        init,
-        "/",
-        lambda root: [view for view in views if _uncover(root, view, devices, bound.get(view))],
-    )
+
+    def work(root: int) -> list[str]:
+        gone: set[str] = set()
+        for each in additions:
+            gone.update(withdraw(root, each, views, devices, _mark(subtree)))
+        return [
+            view for view in views if _uncover(root, view, devices, bound.get(view)) or view in gone
+        ]
+
+    return in_container(init, "/", work)
+
+
+def _mark(subtree: str) -> str:
+    """What our own directories bear: where the daemon is mounted, which it is after a restart."""
+    return os.path.dirname(os.path.dirname(subtree))
 
 
 def _clone_views(
@@ -281,7 +302,9 @@ def _open_beneath(root: int, view: str) -> int | None:
         raise
 
 
-def _cover(root: int, view: str, tree: int, device: int) -> bool:
+def _cover(
+    root: int, view: str, tree: int, device: int, added: Collection[int | None] = ()
+) -> bool:
     for _ in range(_MAX_LAYERS):
         target = _open_beneath(root, view)
         if target is None:
@@ -298,7 +321,8 @@ def _cover(root: int, view: str, tree: int, device: int) -> bool:
                 # Of an earlier daemon, and of the cgroup that it knew the container to be in.
                 unmount_beneath(root, view)
                 continue
-            if magic != _KERNEL_FILE_SYSTEMS[view.partition("/")[0]]:
+            kernels = magic == _KERNEL_FILE_SYSTEMS[view.partition("/")[0]]
+            if not kernels and found.st_dev not in added:
                 raise Refused(
                     f"/{view} of the container is not the kernel's file: not attached; "
                     "leave out the mount that covers it"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from sysfsd.facts.pressure import RESOURCES, own_cgroup
 from sysfsd.kernel import syscalls
+from sysfsd.sysctls.probe import ADDABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -72,6 +73,12 @@ def plan_sysctls(
         }
         for node in nodes
     }
+
+
+def plan_additions(nodes: Iterable[Sysctl]) -> list[str]:
+    """Return the directories in which sysctls may have to be added."""
+    directories = {os.path.dirname(node.path) for node in nodes}
+    return [each for each in ADDABLE if each in directories]
 
 
 def _has_cgroup_namespace(pid: int, proc: str) -> bool:

@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     command("ps", _ps, "list the registered containers", json_too=True)
     show = command("show", _show, "print a view as a container sees it", json_too=True)
     show.add_argument("container", metavar="CONTAINER", help="its id, or the beginning of it")
-    show.add_argument("path", metavar="PATH", help="such as /proc/meminfo")
+    show.add_argument("path", metavar="PATH", help="such as /proc/meminfo, or vm.swappiness")
     show.add_argument("--explain", action="store_true", help="say where each number comes from")
     attach = command("attach", _attach, "give a running container its views")
     attach.add_argument("--id", metavar="ID", help="register it under this id")
@@ -298,9 +298,10 @@ def _stats(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from sysfsd import doctor  # noqa: PLC0415
 
-    checks = doctor.examine(load(options.config), _control(options))
+    config, control = load(options.config), _control(options)
+    checks = doctor.examine(config, control)
     try:
-        settings, trouble = doctor.sysctls(), None
+        settings, trouble = doctor.sysctls(config, control), None
     except SysfsdError as error:
         settings, trouble = [], str(error)
     checks.append(doctor.counted(settings, trouble))
@@ -308,7 +309,10 @@ def _doctor(options: argparse.Namespace) -> int:
         _print_json(
             {
                 "checks": [check._asdict() for check in checks],
-                "sysctls": [setting._asdict() for setting in settings],
+                "sysctls": [
+                    {**each._asdict(), "raised": each.raised and each.raised._asdict()}
+                    for each in settings
+                ],
             }
         )
     else:
@@ -318,8 +322,11 @@ def _doctor(options: argparse.Namespace) -> int:
         )
         if settings:
             print("\nSysctls in system containers:")
-            rows = [(each.name, each.state, each.kept_per, each.why) for each in settings]
-            _print_table(("NAME", "STATE", "KEPT PER", "NEEDED BY"), rows)
+            rows = [
+                (each.name, each.state, each.kept_per, doctor.policy_cell(each), each.why)
+                for each in settings
+            ]
+            _print_table(("NAME", "STATE", "KEPT PER", "POLICY", "NEEDED BY"), rows)
         # Last, where they are seen.
         for each in checks:
             if not each.ok:

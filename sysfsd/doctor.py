@@ -13,7 +13,9 @@ from sysfsd.containers import ranges
 from sysfsd.control.client import Client
 from sysfsd.errors import SysfsdError
 from sysfsd.kernel import syscalls
-from sysfsd.sysctls.probe import State, probe
+from sysfsd.kernel.procfs import boot_id
+from sysfsd.sysctls.host import JOURNAL, read_journal
+from sysfsd.sysctls.probe import State, fate, probe
 from sysfsd.sysctls.table import SYSCTLS
 
 if TYPE_CHECKING:
@@ -22,14 +24,27 @@ if TYPE_CHECKING:
     from sysfsd.config import Config
 
 
+class RaisedNow(NamedTuple):
+    """The host's value was raised for containers, and is to be lowered again."""
+
+    original: int
+    now: int
+    containers: int
+    """How many asked for a value of their own."""
+
+
 class Setting(NamedTuple):
     """What becomes of one sysctl in a system container, on this kernel."""
 
     name: str
     state: str
-    """``native``, ``emulated`` or ``absent`` (`sysctls.probe.State`)."""
+    """``native``, ``emulated``, ``added``, ``hidden`` or ``absent`` (`sysctls.probe.State`)."""
     kept_per: str
     """What its value belongs to, if it is emulated."""
+    policy: str
+    """What the administrator decided: ``max``, ``forbid``, or the default, ``never``."""
+    raised: RaisedNow | None
+    """What containers have made of the host's value."""
     why: str
     """Who needs it."""
 
@@ -59,17 +74,62 @@ def examine(config: Config, control: str) -> list[Check]:
     ]
 
 
-def sysctls() -> list[Setting]:
+def sysctls(config: Config, control: str) -> list[Setting]:
     """Ask the kernel about every node of the table; raises ``SysfsdError``."""
     if os.geteuid() != 0:
         raise SysfsdError("only root can ask the kernel about sysctls; run it with sudo")
     states = probe([node.path for node in SYSCTLS])
+    raised = _raised(os.path.join(_state_dir(control) or config.state_dir, JOURNAL))
     return [
         Setting(
-            node.path.removeprefix("proc/sys/"), states[node.path].value, node.scope.value, node.why
+            node.path.removeprefix("proc/sys/"),
+            fate(node, states).value,
+            node.scope.value,
+            config.sysctls.get(node.path, "never"),
+            raised.get(node.path),
+            node.why,
         )
         for node in SYSCTLS
     ]
+
+
+def policy_cell(setting: Setting) -> str:
+    """What a table says of a policy, and of what came of it; nothing for the default; pure."""
+    said = "" if setting.policy == "never" else setting.policy
+    if said and setting.state not in {State.EMULATED.value, State.ADDED.value}:
+        said += ", no effect"
+    raised = setting.raised
+    if raised is None:
+        return said
+    # As long as one that was raised under an older configuration is, it is.
+    whose = f"{raised.containers} container{'' if raised.containers == 1 else 's'}"
+    return f"{said or 'was max'}: {raised.original} -> {raised.now} for {whose}"
+
+
+def _raised(journal: str) -> dict[str, RaisedNow]:
+    try:
+        found = read_journal(journal, boot_id())
+    except (OSError, ValueError) as error:
+        raise SysfsdError(
+            f"what was raised of the host's sysctls can't be read from {journal} ({error}); "
+            "the daemon starts a new one, and leaves the host's as they are"
+        ) from None
+    now = {path: int(_read(f"/{path}") or -1) for path in found}
+    return {
+        path: RaisedNow(each.original, now[path], len(each.wanted))
+        for path, each in found.items()
+        # Another value is the administrator's.
+        if now[path] in each.ours and now[path] != each.original
+    }
+
+
+def _state_dir(control: str) -> str | None:
+    """That of the daemon that runs, which options may have moved."""
+    try:
+        with Client(control) as client:
+            return str(client.call("hello", {})["state_dir"])
+    except SysfsdError:
+        return None
 
 
 def counted(settings: Sequence[Setting], trouble: str | None) -> Check:
@@ -80,7 +140,7 @@ def counted(settings: Sequence[Setting], trouble: str | None) -> Check:
         "sysctls",
         trouble is None,
         found if trouble is None else "not known",
-        trouble or "nothing: those that are native or absent are the kernel's own",
+        trouble or "nothing: all but those that are emulated or added are the kernel's own",
     )
 
 

@@ -162,6 +162,7 @@ def give_views(state: State, control: str, flags: dict[str, str], *, delegate: b
                     subtree=os.path.join(hello["mountpoint"], registered["directory"]),
                     views=registered["views"],
                     binds=registered.get("binds", {}),
+                    additions=registered.get("additions", ()),
                     init=init,
                     rootfs=rootfs,
                 )

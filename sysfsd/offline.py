@@ -11,6 +11,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+from sysfsd.additions import withdraw
 from sysfsd.attach import in_container, unmount_beneath
 from sysfsd.channel.device import unmount
 from sysfsd.children import in_children
@@ -19,6 +20,7 @@ from sysfsd.documents import Documents
 from sysfsd.kernel import mounts, namespaces
 from sysfsd.kernel.cgroups import UNIFIED
 from sysfsd.kernel.procfs import is_running
+from sysfsd.sysctls.probe import ADDABLE
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -43,13 +45,14 @@ def take_left_views(state_dir: str) -> list[str]:
     """
     mounted = list(Documents(os.path.join(state_dir, MOUNTS)).all().values())
     devices = frozenset(str(each["device"]) for each in mounted)
+    marks = [str(each["point"]) for each in mounted]
     records = []
     for document in Documents(os.path.join(state_dir, RECORDS)).all().values():
         with contextlib.suppress(ValueError):  # the one that has the last serial
             records.append(saved.decode(document))
     left = in_children(
         [{"id": record.id, "record": record} for record in records],
-        lambda each: _take(each["record"], devices),
+        lambda each: _take(each["record"], devices, marks),
         _PATIENCE_SECONDS,
     )
     for each in mounted:
@@ -57,21 +60,23 @@ def take_left_views(state_dir: str) -> list[str]:
     return left
 
 
-def _take(record: ContainerRecord, devices: Collection[str]) -> None:
+def _take(record: ContainerRecord, devices: Collection[str], marks: Collection[str]) -> None:
     init = os.pidfd_open(record.pid)
     try:
         if is_running(record.pid, record.start_ticks) and namespaces.pidfd_alive(init):
-            uncover_all(devices=devices, cgroup=record.cgroup.get(UNIFIED), init=init)
+            uncover_all(devices=devices, marks=marks, cgroup=record.cgroup.get(UNIFIED), init=init)
     finally:
         os.close(init)
 
 
-def uncover_all(*, devices: Collection[str], cgroup: str | None, init: int) -> list[str]:
+def uncover_all(
+    *, devices: Collection[str], marks: Collection[str], cgroup: str | None, init: int
+) -> list[str]:
     """Uncover whatever file systems of ours cover in a container, and return the paths.
 
-    ``devices`` are their numbers as in a mount table, ``major:minor``; the pressure files of the
-    cgroup are ours as well, see ``binds``. What somebody else mounted over a file of ours stays,
-    and so does what is below that. ``init`` is a pidfd.
+    ``devices`` are their numbers as in a mount table, ``major:minor``, and ``marks`` those of our
+    ``additions``; the pressure files of the cgroup are ours as well, see ``binds``. What somebody
+    else mounted over a file of ours stays, and so does what is below that. ``init`` is a pidfd.
     """
 
     def is_ours(mount: Mount) -> bool:
@@ -85,6 +90,9 @@ def uncover_all(*, devices: Collection[str], cgroup: str | None, init: int) -> l
         # Of the mount namespace and the root that we are in when it is opened (proc_mounts_open).
         with open(os.open("mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=own), "rb") as file:
             text = file.read(_TABLE_BYTES).decode("utf-8", "surrogateescape")
+        for directory in ADDABLE:
+            for mark in marks:
+                withdraw(root, directory, (), (), mark)
         layers: dict[str, list[Mount]] = {}
         for mount in mounts.parse_mountinfo(line for line in text.split("\n") if line):
             layers.setdefault(mount.point, []).append(mount)

@@ -54,6 +54,7 @@ def give_views(
                 subtree=os.path.join(hello["mountpoint"], registered["directory"]),
                 views=registered["views"],
                 binds=registered.get("binds", {}),
+                additions=registered.get("additions", ()),
                 init=init,
             )
         )
@@ -83,8 +84,10 @@ def take_views(client: Client, pid: int) -> tuple[str, list[str]]:
     own = {hello["mountpoint"], *(binds[view]["directory"] for view in binds.keys() - elsewhere)}
     uncovered = detach(
         devices=_devices(root, own),
+        subtree=os.path.join(hello["mountpoint"], registered["directory"]),
         views=registered["views"],
         bound=_keys(root, elsewhere),
+        additions=registered.get("additions", ()),
         init=init,
     )
     client.call("release", {"id": container})

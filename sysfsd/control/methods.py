@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from sysfsd import __version__
-from sysfsd.binds import plan_sysctls
+from sysfsd.binds import plan_additions, plan_sysctls
 from sysfsd.containers.record import check_id
 from sysfsd.errors import InvalidRequest, NoSuchContainer, NoSuchView
 from sysfsd.kernel.personality import PER_LINUX, PER_LINUX32
@@ -146,6 +146,7 @@ class Methods:
                 **self._binds(record),
                 **plan_sysctls(record, sysctls, self._exact),
             },
+            "additions": plan_additions(sysctls),
             "warning": self._pinner.trouble(container),
         }
 

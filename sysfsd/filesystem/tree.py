@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from sysfsd.errors import NoSuchView
 from sysfsd.kernel.procfs import parse_cpu_list
+from sysfsd.sysctls.names import sysctl_path
 from sysfsd.sysctls.node import Sysctl
 from sysfsd.views import attach_points
 from sysfsd.views.view import MEMBER, Family
@@ -266,16 +267,14 @@ class Tree:
         return node.view
 
     def file(self, path: str, members: Members) -> Node:
-        """The file at such a path, a view's or a sysctl's; raises ``NoSuchView``."""
-        number = ROOT_NODE
-        try:
-            for name in path.strip("/").split("/"):
-                parent = self.node(number)
-                assert parent is not None
-                number = self.child(parent, name.encode(), members)
-        except NoSuchView:
-            number = ROOT_NODE
-        node = self.node(number)
+        """The file at such a path, a view's or a sysctl's; raises ``NoSuchView``.
+
+        A sysctl may go by its name as well, ``vm.swappiness``.
+        """
+        node = self._at(path, members)
+        if node is None:
+            named = self._at(f"proc/sys/{sysctl_path(path)}", members)
+            node = named if named is not None and named.sysctl is not None else None
         if node is not None and node.number != ROOT_NODE and node.is_directory:
             names = " ".join(name.decode() for name, _ in self.children(node, members))
             raise NoSuchView(f"{path!r} is no file; name one in it: {names}")
@@ -285,6 +284,17 @@ class Tree:
                 points += " and the sysctls that `sysfsd doctor` calls emulated, as proc/sys/NAME"
             raise NoSuchView(f"sysfsd has no view at {path!r}; it has: {points}")
         return node
+
+    def _at(self, path: str, members: Members) -> Node | None:
+        number = ROOT_NODE
+        try:
+            for name in path.strip("/").split("/"):
+                parent = self.node(number)
+                assert parent is not None
+                number = self.child(parent, name.encode(), members)
+        except NoSuchView:
+            return None
+        return self.node(number)
 
     def members_by(self, facts: Callable[[], Facts]) -> Members:
         """Return how to look up the members of a container that has these facts.

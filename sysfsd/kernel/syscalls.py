@@ -16,7 +16,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 # linux/mount.h
 MS_RDONLY = 1
@@ -35,9 +35,17 @@ OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 MOVE_MOUNT_F_EMPTY_PATH = 0x04
 MOVE_MOUNT_T_EMPTY_PATH = 0x40
 MOUNT_ATTR_RDONLY = 0x00000001
+MOUNT_ATTR_NOSUID = 0x00000002
+MOUNT_ATTR_NODEV = 0x00000004
+MOUNT_ATTR_NOEXEC = 0x00000008
 MOUNT_ATTR_IDMAP = 0x00100000
 _FSPICK_CLOEXEC = 0x01
 _FSPICK_EMPTY_PATH = 0x08
+_FSOPEN_CLOEXEC = 0x01
+_FSMOUNT_CLOEXEC = 0x01
+_FSCONFIG_SET_FLAG = 0
+_FSCONFIG_SET_STRING = 1
+_FSCONFIG_CMD_CREATE = 6
 _FSCONFIG_CMD_RECONFIGURE = 7
 
 # linux/fcntl.h
@@ -74,10 +82,13 @@ PROC_SUPER_MAGIC = 0x9FA0
 SYSFS_MAGIC = 0x62656572
 FUSE_SUPER_MAGIC = 0x65735546
 OVERLAYFS_SUPER_MAGIC = 0x794C7630
+TMPFS_MAGIC = 0x01021994
 
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
+_SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
+_SYS_FSMOUNT = 432
 _SYS_FSPICK = 433
 _SYS_OPENAT2 = 437
 _SYS_MOUNT_SETATTR = 442
@@ -232,13 +243,37 @@ def _mount_setattr(tree: int, attr: _MountAttr, flags: int) -> None:
         raise _fail("mount_setattr")
 
 
-def reconfigure(root: int) -> None:
-    """Reconfigure the superblock of the mount whose root is ``root``, changing nothing about it.
+def new_mount(fstype: str, options: Mapping[str, str], attributes: int) -> int:
+    """Make a file system and a detached mount of it: fsopen(2), fsconfig(2) and fsmount(2)."""
+    context = _syscall(
+        _SYS_FSOPEN, ctypes.c_char_p(fstype.encode()), ctypes.c_uint(_FSOPEN_CLOEXEC)
+    )
+    if context < 0:
+        raise _fail("fsopen")
+    try:
+        for name, value in {"source": "sysfsd", **options}.items():
+            _fsconfig(context, _FSCONFIG_SET_STRING, name, value)
+        _fsconfig(context, _FSCONFIG_CMD_CREATE)
+        mount = _syscall(
+            _SYS_FSMOUNT,
+            ctypes.c_int(context),
+            ctypes.c_uint(_FSMOUNT_CLOEXEC),
+            ctypes.c_uint(attributes),
+        )
+        if mount < 0:
+            raise _fail("fsmount")
+        return mount
+    finally:
+        os.close(context)
 
-    fspick(2) and fsconfig(2). What counts is what the kernel does first: it drops every cached
-    name of that superblock that is not in use (reconfigure_super in fs/super.c). Waits for as long
-    as somebody syncs that superblock. Raises ``OSError`` EINVAL where ``root`` is not the root of
-    its mount, EPERM where the superblock is another user namespace's.
+
+def reconfigure(root: int, *flags: str) -> None:
+    """Reconfigure the superblock of the mount whose root is ``root``; perhaps changing nothing.
+
+    fspick(2) and fsconfig(2). The kernel first drops every cached name of that superblock that is
+    not in use (reconfigure_super in fs/super.c). Waits for as long as somebody syncs that
+    superblock. Raises ``OSError`` EINVAL where ``root`` is not the root of its mount, EPERM where
+    the superblock is another user namespace's.
     """
     context = _syscall(
         _SYS_FSPICK,
@@ -249,20 +284,26 @@ def reconfigure(root: int) -> None:
     if context < 0:
         raise _fail("fspick")
     try:
-        if (
-            _syscall(
-                _SYS_FSCONFIG,
-                ctypes.c_int(context),
-                ctypes.c_uint(_FSCONFIG_CMD_RECONFIGURE),
-                None,
-                None,
-                ctypes.c_int(0),
-            )
-            < 0
-        ):
-            raise _fail("fsconfig")
+        for flag in flags:
+            _fsconfig(context, _FSCONFIG_SET_FLAG, flag)
+        _fsconfig(context, _FSCONFIG_CMD_RECONFIGURE)
     finally:
         os.close(context)
+
+
+def _fsconfig(context: int, command: int, key: str | None = None, value: str | None = None) -> None:
+    if (
+        _syscall(
+            _SYS_FSCONFIG,
+            ctypes.c_int(context),
+            ctypes.c_uint(command),
+            None if key is None else ctypes.c_char_p(key.encode()),
+            None if value is None else ctypes.c_char_p(value.encode()),
+            ctypes.c_int(0),
+        )
+        < 0
+    ):
+        raise _fail("fsconfig")
 
 
 def openat2(dirfd: int, path: str, flags: int, resolve: int) -> int:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from sysfsd.log import RateLimit
     from sysfsd.sysctls.values import Value
 
+JOURNAL = "raised.json"
+"""Its name in the daemon's state directory."""
+
 _LIMIT = 1 << 20
 
 _log = structlog.get_logger(__name__)
@@ -172,19 +175,7 @@ class HostSysctls:
 
     def _load(self) -> dict[str, Raised]:
         try:
-            fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                raised = decode(read_fd(fd, _LIMIT), self._boot)
-            finally:
-                os.close(fd)
-            # Nothing else of the host's is ever written, whoever wrote that file.
-            return {
-                node.path: raised[node.path]
-                for node in SYSCTLS
-                if node.path in raised and problem(node, MAX) is None
-            }
-        except FileNotFoundError:
-            return {}
+            raised = read_journal(self._path, self._boot)
         except (OSError, ValueError) as error:
             _log.error(
                 "what was raised of the host's sysctls is not known any more",
@@ -192,6 +183,12 @@ class HostSysctls:
                 error=str(error),
             )
             return {}
+        # Nothing else of the host's is ever written, whoever wrote that file.
+        return {
+            node.path: raised[node.path]
+            for node in SYSCTLS
+            if node.path in raised and problem(node, MAX) is None
+        }
 
     def _save(self) -> None:
         replace_file(self._path, encode(self._raised, self._boot))
@@ -202,6 +199,21 @@ class HostSysctls:
             _log.warning(
                 "host's sysctl stays as it is", path=path, error=str(error), suppressed=suppressed
             )
+
+
+def read_journal(path: str, boot: str) -> dict[str, Raised]:
+    """Return what a daemon raised that keeps its journal there: nothing, if there is none.
+
+    `boot` is the id of this boot. Raises ``OSError``, or ``ValueError`` for another document.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return {}
+    try:
+        return decode(read_fd(fd, _LIMIT), boot)
+    finally:
+        os.close(fd)
 
 
 def encode(raised: Mapping[str, Raised], boot: str) -> bytes:

@@ -19,10 +19,15 @@ class Scope(Enum):
 
 
 class Live(Enum):
-    """Values that the kernel keeps per namespace, but lets only the host's root write."""
+    """Values that the kernel keeps per namespace, but does not let a container's root write as is.
 
-    HOSTNAME = "hostname"
-    DOMAINNAME = "domainname"
+    Of each, the kind of the namespace.
+    """
+
+    HOSTNAME = "uts"
+    """And the domain name. Only the host's root may."""
+    PING_GROUPS = "net"
+    """In the numbers of the writer's user namespace: all of them must be there."""
 
 
 class Made(Enum):
@@ -62,6 +67,8 @@ class Sysctl:
     resets_on_change: bool = False
     """Whether it does so only if its own value changed (``dirty_ratio_handler``)."""
     locked: Locked | None = None
+    always: bool = False
+    """Whether it is emulated even though the kernel lets a container's root write it."""
 
     @property
     def writable(self) -> bool:

@@ -47,8 +47,17 @@ class State(Enum):
     NATIVE = "native"
     """The kernel lets a container's root write it: so it is left to the kernel."""
     EMULATED = "emulated"
+    ADDED = "added"
+    """The host has it, a container lacks it, and gets it from us (`sysfsd.additions`)."""
+    HIDDEN = "hidden"
+    """The host has it, and a container lacks it. Names come and go where it would be, with network
+    interfaces and modules, or are too many: it can't be added."""
     ABSENT = "absent"
-    """There is no such file in a container; we only put ours over one."""
+    """This kernel has no such file, or not without a module."""
+
+
+ADDABLE = ("proc/sys/net/core", "proc/sys/net/ipv4/vs")
+"""Directories in which a network namespace has the same few names for as long as it lives."""
 
 
 def probe(paths: Iterable[str]) -> dict[str, State]:
@@ -58,6 +67,7 @@ def probe(paths: Iterable[str]) -> dict[str, State]:
     """
     # -I and no -S: the package itself may be in site-packages.
     command = [sys.executable, "-I", "-c", _PROBE, _PACKAGES]
+    paths = list(paths)
     try:
         # A session of its own, so that all of its processes can be ended: the innermost is the init
         # of a pid namespace, and holds our pipes.
@@ -69,23 +79,40 @@ def probe(paths: Iterable[str]) -> dict[str, State]:
             start_new_session=True,
         ) as process:
             try:
-                out, said = process.communicate(json.dumps(list(paths)).encode(), _SECONDS)
+                out, said = process.communicate(json.dumps([*paths, *ADDABLE]).encode(), _SECONDS)
             except BaseException:
                 os.killpg(process.pid, signal.SIGKILL)
                 raise
         if process.returncode:
             raise ValueError(said.decode("utf-8", "replace").strip().rpartition("\n")[2])
-        return {path: State(state) for path, state in json.loads(out).items()}
+        found = {path: State(state) for path, state in json.loads(out).items()}
     except (subprocess.SubprocessError, OSError, ValueError) as error:
         raise SysfsdError(
             f"no namespaces can be made here to ask the kernel about sysctls ({error}); "
             "see sysctl user.max_user_namespaces: containers keep the kernel's own sysctls"
         ) from None
+    return {path: _with_host(path, found) for path in paths}
+
+
+def _with_host(path: str, found: Mapping[str, State]) -> State:
+    """Say more of what a container lacks."""
+    if found[path] is not State.ABSENT or not os.path.lexists(f"/{path}"):
+        return found[path]
+    # A directory can't be opened for writing, but it is there.
+    there = found.get(os.path.dirname(path), State.ABSENT) is not State.ABSENT
+    return State.ADDED if os.path.dirname(path) in ADDABLE and there else State.HIDDEN
+
+
+def fate(node: Sysctl, states: Mapping[str, State]) -> State:
+    """Return what becomes of a node, given what `probe` found."""
+    found = states[node.path]
+    return State.EMULATED if node.always and found is State.NATIVE else found
 
 
 def emulated(nodes: Sequence[Sysctl], states: Mapping[str, State]) -> list[Sysctl]:
     """Return the nodes to emulate; those that nobody was asked about are not."""
-    return [node for node in nodes if states.get(node.path) is State.EMULATED]
+    ours = {State.EMULATED, State.ADDED}
+    return [node for node in nodes if node.path in states and fate(node, states) in ours]
 
 
 def main() -> None:

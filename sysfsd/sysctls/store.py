@@ -21,10 +21,11 @@ import structlog
 from sysfsd import state
 from sysfsd.errors import InvalidRequest
 from sysfsd.facts.cpu import TICKS_PER_SECOND
-from sysfsd.kernel import namespaces, uts
-from sysfsd.kernel.procfs import boot_id, is_running, read_fd
+from sysfsd.kernel import inside, namespaces
+from sysfsd.kernel.procfs import boot_id, is_running, read_fd, read_text
 from sysfsd.sysctls import kept as formats
 from sysfsd.sysctls import writing
+from sysfsd.sysctls.groups import Extent, inwards, outwards, parse_map
 from sysfsd.sysctls.kept import Kept
 from sysfsd.sysctls.node import Live, Made, Scope
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"(\d{1,10})-(\d{1,20})")
 _NO_UUID = "00000000-0000-0000-0000-000000000000"
+
+_KINDS = {Live.HOSTNAME: "UTS", Live.PING_GROUPS: "network"}
 
 _log = structlog.get_logger(__name__)
 
@@ -66,8 +69,10 @@ class _Entry:
     network_key: NamespaceKey
     network_fd: int
     uts_fd: int
-    renames: bool
-    """Whether the UTS namespace is its own to write."""
+    groups: tuple[Extent, ...]
+    """The groups of its user namespace."""
+    owns: frozenset[Live]
+    """Of which the namespace is its own to write."""
     shares: bool
     """Whether others in its network namespace have its values there, too."""
     container: dict[str, Value] = field(default_factory=dict)
@@ -121,6 +126,7 @@ class Store:
                 stack.callback(os.close, network_fd)
                 uts_fd = namespaces.open_namespace(record.pid, "uts")
                 stack.callback(os.close, uts_fd)
+                groups = parse_map(read_text(f"/proc/{record.pid}/gid_map"))
             except OSError as error:
                 raise InvalidRequest(f"container {record.id}: {error}") from None
             if not namespaces.pidfd_alive(pidfd):
@@ -129,14 +135,16 @@ class Store:
             key = namespaces.namespace_key(network_fd)
             # As for sethostname(2): who has no rights over the namespace's owner, which is the
             # host for its own and for those that it hands out, renames nobody.
-            renames = record.userns in _owners(uts_fd)
+            owners = {Live.HOSTNAME: _owners(uts_fd), Live.PING_GROUPS: _owners(network_fd)}
+            owns = frozenset(live for live, keys in owners.items() if record.userns in keys)
             # On the host's network there are strangers: they share nothing.
-            shares = self._own_userns not in _owners(network_fd)[:1]
+            shares = self._own_userns not in owners[Live.PING_GROUPS][:1]
             start_ticks = round(record.started * TICKS_PER_SECOND)
             name = f"{record.pid}-{start_ticks}"
-            entry = _Entry(record, name, start_ticks, key, network_fd, uts_fd, renames, shares)
+            entry = _Entry(record, name, start_ticks, key, network_fd, uts_fd, groups, owns, shares)
             known = self._load(name)
-            entry.container = known.container
+            same = self._of_same_init(entry)
+            entry.container = same[0].container if same else known.container
             shared = self._sharing(entry)
             if shared:
                 entry.network = shared[0].network
@@ -172,15 +180,19 @@ class Store:
         and a UTS namespace has names of its own. Raises ``OSError`` if the thread is gone.
         """
         entry = self._entries.get(record.serial)
-        live = isinstance(node.default, Live)
+        live = node.default if isinstance(node.default, Live) else None
         if entry is None or not thread or not (live or node.scope is Scope.NETWORK):
             return None  # thread 0 is not in our pid namespace
-        fd = namespaces.open_namespace(thread, "uts" if live else "net")
+        fd = namespaces.open_namespace(thread, "net" if live is None else live.value)
         try:
-            own = namespaces.namespace_key(entry.uts_fd) if live else entry.network_key
+            own = namespaces.namespace_key(
+                entry.uts_fd if live is Live.HOSTNAME else entry.network_fd
+            )
             if namespaces.namespace_key(fd) == own:
                 return None
-            return uts.read(fd, f"/{node.path}") if live else self._default(record, entry, node)
+            if live is not None:
+                return _read_live(entry, node, fd)
+            return self._default(record, entry, node)
         finally:
             os.close(fd)
 
@@ -197,7 +209,7 @@ class Store:
         """Say where that comes from."""
         entry = self._entries.get(record.serial)
         if isinstance(node.default, Live):
-            return "the container's UTS namespace"
+            return f"the container's {_KINDS[node.default]} namespace"
         if entry is not None and node.path in _values_of(entry, node):
             hosts = self._read_hosts(node).decode("utf-8", "replace").strip()
             return f"written by the container (kept per {node.scope.value}; the host has {hosts})"
@@ -236,15 +248,28 @@ class Store:
             return done.consumed
 
     def _write_live(self, entry: _Entry, node: Sysctl, data: bytes, offset: int) -> int:
-        if not entry.renames:
+        if node.default not in entry.owns:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-        return uts.write(entry.uts_fd, f"/{node.path}", data, offset)
+        if node.default is Live.HOSTNAME:
+            return inside.write(entry.uts_fd, f"/{node.path}", data, offset)
+        former = node.kind.parse(_read_live(entry, node, entry.network_fd))
+        done = writing.write(node, former, data, offset)
+        if offset:
+            return done.consumed  # ignored
+        assert not isinstance(done.value, str)
+        groups = None if done.error else outwards(entry.groups, *done.value)
+        if groups is None:
+            error = done.error or errno.EINVAL
+            raise OSError(error, os.strerror(error))
+        inside.write(entry.network_fd, f"/{node.path}", b"%d %d\n" % groups, 0)
+        return done.consumed
 
     def _default(self, record: ContainerRecord, entry: _Entry | None, node: Sysctl) -> bytes:
         if isinstance(node.default, Live):
             if entry is None:
                 return self._read_hosts(node)
-            return uts.read(entry.uts_fd, f"/{node.path}")
+            fd = entry.uts_fd if node.default is Live.HOSTNAME else entry.network_fd
+            return _read_live(entry, node, fd)
         if isinstance(node.default, Made):
             return _product_uuid(self._read_hosts(node), record.id)
         if node.default is None:
@@ -269,19 +294,24 @@ class Store:
         except OSError as error:
             _log.warning("a container's file stays behind", file=name, error=str(error))
 
+    def _of_same_init(self, entry: _Entry) -> list[_Entry]:
+        """All records of one init, which are one container; itself, once it is there."""
+        return [each for each in self._entries.values() if each.name == entry.name]
+
     def _sharing(self, entry: _Entry) -> list[_Entry]:
         """All whose network values are the same; itself, once it is there."""
         return [
             each
             for each in self._entries.values()
-            if each is entry or (entry.shares and each.network_key == entry.network_key)
+            if each.network_key == entry.network_key and (entry.shares or each.name == entry.name)
         ]
 
     def _save_as(self, entry: _Entry, node: Sysctl, values: dict[str, Value]) -> None:
         """Put values in the files of all whose values they are, then in force."""
         if node.scope is Scope.CONTAINER:
             self._save(entry, Kept(values, entry.network, entry.network_key))
-            entry.container = values
+            for each in self._of_same_init(entry):
+                each.container = values
             return
         sharing = self._sharing(entry)
         for each in sharing:
@@ -321,6 +351,16 @@ class Store:
     def _close_descriptors(entry: _Entry) -> None:
         os.close(entry.network_fd)
         os.close(entry.uts_fd)
+
+
+def _read_live(entry: _Entry, node: Sysctl, namespace: int) -> bytes:
+    text = inside.read(namespace, f"/{node.path}")
+    if node.default is not Live.PING_GROUPS:
+        return text
+    overflow = int(read_text("/proc/sys/kernel/overflowgid"))
+    numbers = node.kind.parse(text)
+    assert not isinstance(numbers, str)
+    return node.kind.text(tuple(inwards(entry.groups, each, overflow) for each in numbers))
 
 
 def _values_of(entry: _Entry, node: Sysctl) -> dict[str, Value]:

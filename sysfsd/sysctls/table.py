@@ -22,6 +22,7 @@ from __future__ import annotations
 import errno
 from dataclasses import replace
 
+from sysfsd.sysctls.groups import GID_MAX
 from sysfsd.sysctls.node import Live, Locked, Made, Scope, Sysctl
 from sysfsd.sysctls.values import (
     INT_MAX,
@@ -53,7 +54,7 @@ _QDISCS = frozenset(
 )
 
 _KUBELET = "kubelet, setupKernelTunables in pkg/kubelet/cm/container_manager_linux.go"
-_IPVS = "kube-proxy, pkg/proxy/ipvs/proxier.go; Docker Swarm, libnetwork's service_linux.go"
+_IPVS = "kube-proxy, pkg/proxy/ipvs/proxier.go; Docker Swarm, libnetwork's osl/namespace_linux.go"
 _CONNTRACK = "kube-proxy, pkg/proxy/conntrack/sysctls.go"
 _SYSTEMD = "systemd's sysctl.d/50-default.conf"
 _PROTECT = "Debian's sysctl.d/99-protect-links.conf; systemd's 50-default.conf"
@@ -62,24 +63,24 @@ _ELASTIC = (
     "https://www.elastic.co/docs/deploy-manage/deploy/self-managed/important-system-configuration"
 )
 _POSTGRES = "https://www.postgresql.org/docs/current/kernel-resources.html"
-_MONGO = (
-    "https://www.mongodb.com/docs/manual/administration/production-checklist-operations/; TuneD"
+_MONGO = "https://www.mongodb.com/docs/manual/administration/production-checklist-operations/"
+_DATASTAX = "https://docs.datastax.com/en/dse/6.9/managing/configure/set-kernel-parameters.html"
+_CASSANDRA = (
+    "https://docs.datastax.com/en/cassandra/2.0/cassandra/install/installRecommendSettings.html"
 )
-_CASSANDRA = "https://cassandra.apache.org/doc/latest/cassandra/getting-started/production.html"
-_ORACLE = "Oracle Database's preinstallation package; TuneD's profile oracle"
+_ORACLE = "TuneD's profile oracle"
 _INOTIFY = "https://kind.sigs.k8s.io/docs/user/known-issues/#pod-errors-due-to-too-many-open-files"
-_TUNED = "TuneD's profiles, https://github.com/redhat-performance/tuned/tree/master/profiles"
 _UBUNTU = "Ubuntu's sysctl.d/10-*.conf"
 _HARDENING = "https://www.cisecurity.org/benchmark/debian_linux"
 _KEYS = "keyrings(7); kubelet for root's"
 _QUIC = "https://github.com/quic-go/quic-go/wiki/UDP-Buffer-Sizes"
 _CILIUM = "Cilium's agent, pkg/datapath/loader/base.go"
-_NEIGHBOURS = "Docker Swarm, libnetwork's osl/namespace_linux.go; TuneD's profile openshift; arp(7)"
+_NEIGHBOURS = "Docker Swarm, libnetwork's ostweaks_linux.go; TuneD's profile openshift; arp(7)"
 _PERF = "https://docs.kernel.org/admin-guide/perf-security.html"
-_BUSY = "https://docs.kernel.org/networking/napi.html#busy-polling; TuneD"
-_NETWORK_TUNING = "https://docs.kernel.org/admin-guide/sysctl/net.html; TuneD"
-_VM = "https://docs.kernel.org/admin-guide/sysctl/vm.html; TuneD"
-_KERNEL = "https://docs.kernel.org/admin-guide/sysctl/kernel.html; TuneD"
+_BUSY = "https://docs.kernel.org/networking/napi.html#busy-polling; TuneD's profile network-latency"
+_NETWORK_TUNING = "https://docs.kernel.org/admin-guide/sysctl/net.html"
+_VM = "https://docs.kernel.org/admin-guide/sysctl/vm.html"
+_KERNEL = "https://docs.kernel.org/admin-guide/sysctl/kernel.html"
 _FS = "https://docs.kernel.org/admin-guide/sysctl/fs.html"
 
 
@@ -103,11 +104,11 @@ def _net(name: str, kind: Numbers, why: str) -> Sysctl:
 
 SYSCTLS: tuple[Sysctl, ...] = (
     _vm("overcommit_memory", integers(0, 2), f"{_KUBELET}; {_REDIS}; {_POSTGRES}"),
-    _vm("max_map_count", _COUNT, f"{_ELASTIC}; {_MONGO}; Debian's 10-map-count.conf"),
+    _vm("max_map_count", _COUNT, f"{_ELASTIC}; TuneD's profile openshift"),
     _kernel("panic", integers(), _KUBELET),
     _kernel("printk", integers(count=4), f"Debian's /etc/sysctl.conf; {_UBUNTU}"),
     # Also what systemd does as PID 1, bump_file_max_and_nr_open of src/core/main.c.
-    _fs("file-max", longs(0, _LONG_MAX), f"systemd as PID 1; {_ORACLE}"),
+    _fs("file-max", longs(0, _LONG_MAX), f"systemd as PID 1; {_MONGO}; {_ORACLE}"),
     # fs/file_table.c sysctl_nr_open_min and _max: whole words of a bitmap.
     _fs("nr_open", unsigned(64, INT_MAX - 63), f"systemd as PID 1; {_FS}"),
     Sysctl(
@@ -116,14 +117,18 @@ SYSCTLS: tuple[Sysctl, ...] = (
         "systemd-coredump's sysctl.d/50-coredump.conf; core(5)",
     ),
     Sysctl("proc/sys/kernel/hostname", Text(65), "sysctl(8); systemd-hostnamed", Live.HOSTNAME),
-    Sysctl("proc/sys/kernel/domainname", Text(65), "docker run --domainname", Live.DOMAINNAME),
+    Sysctl("proc/sys/kernel/domainname", Text(65), "docker run --domainname", Live.HOSTNAME),
     # net/core/sysctl_net_core.c SOCK_MIN_RCVBUF and SOCK_MIN_SNDBUF, of 64-bit machines.
-    _net("core/rmem_max", integers(2304), f"{_QUIC}; {_CASSANDRA}; {_ORACLE}"),
-    _net("core/wmem_max", integers(4608), f"{_QUIC}; {_CASSANDRA}; {_ORACLE}"),
-    _net("core/rmem_default", integers(2304), f"{_CASSANDRA}; {_ORACLE}"),
-    _net("core/wmem_default", integers(4608), f"{_CASSANDRA}; {_ORACLE}"),
-    _net("core/somaxconn", _COUNT, f"{_REDIS}; hidden in user namespaces before 6.0"),
-    _net("core/optmem_max", _COUNT, f"{_CASSANDRA}; {_NETWORK_TUNING}"),
+    _net("core/rmem_max", integers(2304), f"{_QUIC}; {_DATASTAX}; {_ORACLE}"),
+    _net("core/wmem_max", integers(4608), f"{_QUIC}; {_DATASTAX}; {_ORACLE}"),
+    _net("core/rmem_default", integers(2304), f"{_DATASTAX}; {_ORACLE}"),
+    _net("core/wmem_default", integers(4608), f"{_DATASTAX}; {_ORACLE}"),
+    _net(
+        "core/somaxconn",
+        _COUNT,
+        "redis-server, which warns of less than its tcp-backlog; hidden before Linux 6.0",
+    ),
+    _net("core/optmem_max", _COUNT, f"{_DATASTAX}; {_NETWORK_TUNING}"),
     _net("core/netdev_max_backlog", integers(), _NETWORK_TUNING),
     _net("core/netdev_budget", integers(), _NETWORK_TUNING),
     # Two ticks of the clock.
@@ -183,7 +188,7 @@ SYSCTLS: tuple[Sysctl, ...] = (
     Sysctl(
         "sys/devices/virtual/dmi/id/product_uuid",
         Text(37),
-        "kubelet (cAdvisor's machine id), Weave Net, Calico",
+        "kubelet (cAdvisor's SystemUUID); kubeadm wants a different one on each node",
         Made.PRODUCT_UUID,
         mode=0o400,
     ),
@@ -192,7 +197,7 @@ SYSCTLS: tuple[Sysctl, ...] = (
     _fs("protected_fifos", integers(0, 2), _PROTECT),
     _fs("protected_regular", integers(0, 2), _PROTECT),
     _fs("suid_dumpable", integers(0, 2), "systemd-coredump's 50-coredump.conf; proc(5)"),
-    _fs("aio-max-nr", longs(), f"{_ORACLE}; https://docs.scylladb.com, scylla_sysctl_setup"),
+    _fs("aio-max-nr", longs(), f"{_ORACLE}; ScyllaDB's sysctl.d/99-scylla-aio.conf"),
     _fs("inotify/max_queued_events", _COUNT, f"inotify(7); {_INOTIFY}"),
     # fs/notify/inotify/inotify_user.c has them as longs.
     _fs("inotify/max_user_instances", longs(0, INT_MAX), _INOTIFY),
@@ -203,7 +208,7 @@ SYSCTLS: tuple[Sysctl, ...] = (
     _fs("epoll/max_user_watches", longs(0, _LONG_MAX), "epoll(7)"),
     _fs("lease-break-time", integers(), "proc(5); Samba"),
     _fs("leases-enable", integers(), "proc(5); Samba"),
-    _fs("mount-max", _SOME, f"{_FS}; containerd's and OpenShift's notes on many mounts"),
+    _fs("mount-max", _SOME, _FS),
     # fs/pipe.c do_proc_dopipe_max_size_conv keeps the lower half of larger numbers; here EINVAL.
     _fs(
         "pipe-max-size",
@@ -227,7 +232,7 @@ SYSCTLS: tuple[Sysctl, ...] = (
     _kernel("hung_task_check_count", _COUNT, _KERNEL),
     # Switches of their own here; in the kernel the first is both of soft_watchdog and the second.
     _kernel("watchdog", _FLAG, _KERNEL),
-    _kernel("nmi_watchdog", _FLAG, f"{_TUNED}; powertop"),
+    _kernel("nmi_watchdog", _FLAG, "TuneD's profile network-latency; powertop"),
     _kernel("watchdog_thresh", integers(0, 60), _KERNEL),
     # drivers/tty/sysrq.c sysrq_sysctl_handler: no range.
     _kernel("sysrq", integers(), f"{_SYSTEMD}; {_UBUNTU}; Debian's /etc/sysctl.conf"),
@@ -266,17 +271,17 @@ SYSCTLS: tuple[Sysctl, ...] = (
     _kernel("keys/gc_delay", _COUNT, _KEYS),
     _kernel("keys/persistent_keyring_expiry", _COUNT, "persistent-keyring(7)"),
     # Until 6.14; then PID namespaces have their own.
-    _kernel("pid_max", integers(301, 4 << 20), "Debian's and systemd's sysctl.d/50-pid-max.conf"),
+    _kernel("pid_max", integers(301, 4 << 20), f"systemd's sysctl.d/50-pid-max.conf; {_MONGO}"),
     # kernel/fork.c sysctl_max_threads: up to FUTEX_TID_MASK.
-    _kernel("threads-max", integers(1, 0x3FFFFFFF), f"{_KERNEL}; proc(5)"),
+    _kernel("threads-max", integers(1, 0x3FFFFFFF), f"{_MONGO}; proc(5)"),
     _kernel("core_uses_pid", integers(), f"{_SYSTEMD}; core(5)"),
     _kernel("core_pipe_limit", _COUNT, "systemd-coredump's 50-coredump.conf; core(5)"),
-    _kernel("numa_balancing", integers(0, 4), _KERNEL),
-    _kernel("sched_autogroup_enabled", _FLAG, "sched(7); TuneD"),
+    _kernel("numa_balancing", integers(0, 4), "TuneD's profile network-latency"),
+    _kernel("sched_autogroup_enabled", _FLAG, "sched(7); TuneD's profile postgresql"),
     # kernel/sched/rt.c: at most the period, a second, which is not a row here.
-    _kernel("sched_rt_runtime_us", integers(-1, 1000000), "sched(7); TuneD; Docker's realtime"),
+    _kernel("sched_rt_runtime_us", integers(-1, 1000000), "sched(7); Docker's realtime"),
     _kernel("sched_cfs_bandwidth_slice_us", integers(1), "sched-bwc; CPU throttling guides"),
-    _kernel("timer_migration", _FLAG, f"{_CILIUM}; {_TUNED}"),
+    _kernel("timer_migration", _FLAG, f"{_CILIUM}; TuneD's profile network-latency"),
     _kernel("task_delayacct", _FLAG, "iotop(8)"),
     _kernel("split_lock_mitigate", unsigned(0, 1), "GameMode; https://docs.kernel.org sysctl"),
     _kernel("ctrl-alt-del", integers(), "proc(5)"),
@@ -286,27 +291,27 @@ SYSCTLS: tuple[Sysctl, ...] = (
     _vm("oom_kill_allocating_task", integers(), _VM),
     _vm("oom_dump_tasks", integers(), _VM),
     _vm("overcommit_ratio", integers(), _POSTGRES, ("overcommit_kbytes",)),
-    _vm("overcommit_kbytes", longs(), _POSTGRES, ("overcommit_ratio",)),
-    _vm("swappiness", integers(0, 200), f"{_ELASTIC}; {_MONGO}; {_CASSANDRA}"),
-    replace(_vm("dirty_ratio", integers(0, 100), _MONGO, ("dirty_bytes",)), resets_on_change=True),
+    _vm("overcommit_kbytes", longs(), _VM, ("overcommit_ratio",)),
+    _vm("swappiness", integers(0, 200), f"{_ELASTIC}; TuneD's profiles oracle and postgresql"),
+    replace(_vm("dirty_ratio", integers(0, 100), _ORACLE, ("dirty_bytes",)), resets_on_change=True),
     replace(
         _vm(
             "dirty_bytes",
             replace(longs(2 * _PAGE_BYTES, _DIRTY_MOST), beyond=errno.ERANGE),
-            _POSTGRES,
+            "TuneD's profile postgresql",
             ("dirty_ratio",),
         ),
         resets_on_change=True,
     ),
-    _vm("dirty_background_ratio", integers(0, 100), _MONGO, ("dirty_background_bytes",)),
+    _vm("dirty_background_ratio", integers(0, 100), _ORACLE, ("dirty_background_bytes",)),
     _vm(
         "dirty_background_bytes",
         replace(longs(1, _DIRTY_MOST), beyond=errno.ERANGE),
-        _POSTGRES,
+        "TuneD's profile postgresql",
         ("dirty_background_ratio",),
     ),
-    _vm("dirty_expire_centisecs", _COUNT, _VM),
-    _vm("dirty_writeback_centisecs", integers(), f"{_VM}; powertop"),
+    _vm("dirty_expire_centisecs", _COUNT, _ORACLE),
+    _vm("dirty_writeback_centisecs", integers(), f"{_ORACLE}; powertop"),
     _vm("dirtytime_expire_seconds", _COUNT, _VM),
     _vm("vfs_cache_pressure", _COUNT, _VM),
     _vm("min_free_kbytes", _COUNT, _VM),
@@ -322,4 +327,12 @@ SYSCTLS: tuple[Sysctl, ...] = (
     _vm("admin_reserve_kbytes", longs(), _VM),
     _vm("user_reserve_kbytes", longs(), _VM),
     _vm("unprivileged_userfaultfd", _FLAG, "userfaultfd(2)"),
+    Sysctl(
+        "proc/sys/net/ipv4/ping_group_range",
+        longs(0, GID_MAX, count=2),
+        f"{_SYSTEMD}; Docker gives it to each container; icmp(7)",
+        Live.PING_GROUPS,
+        scope=Scope.NETWORK,
+        always=True,
+    ),
 )

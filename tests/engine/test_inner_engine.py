@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from tests.support.wait import until
 
 if TYPE_CHECKING:
@@ -138,3 +140,60 @@ def test_inner_sysctls_and_host_network(docker: Docker, sandbox: str) -> None:
     assert docker.shell(sandbox, "cat /proc/sys/vm/swappiness") == "23"
     bind = "/proc/sys/vm/swappiness:/swappiness"
     assert inner("run", "--rm", "-v", bind, "busybox", "cat", "/swappiness") == "23"
+
+
+@pytest.fixture(scope="module")
+def crun(docker: Docker, sandbox: str) -> Docker:
+    """The engine inside, once it knows the runtime ``crun``."""
+    runtimes = json.dumps({"runtimes": {"crun": {"path": "/usr/bin/crun"}}})
+    docker.shell(
+        sandbox,
+        f"mkdir -p /etc/docker && echo '{runtimes}' >/etc/docker/daemon.json && "
+        "kill -HUP $(cat /var/run/docker.pid)",
+    )
+    inner = docker.inside(sandbox)
+    until(lambda: "crun" in info(inner)["Runtimes"], "the runtime crun", 20)
+    return inner
+
+
+@pytest.mark.parametrize(
+    ("options", "script", "shown"),
+    [
+        ((), "id -u", "0"),
+        (("--privileged",), "mount -t tmpfs none /tmp && stat -f -c %T /tmp", "tmpfs"),
+        (("--net=host",), "readlink /proc/self/ns/net", None),
+        (("--sysctl", "net.core.somaxconn=1234"), "cat /proc/sys/net/core/somaxconn", "1234"),
+        (("--memory", "64m", "--user", "7:8"), "id -g", "8"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_inner_containers_of_crun(
+    docker: Docker,
+    sandbox: str,
+    crun: Docker,
+    options: tuple[str, ...],
+    script: str,
+    shown: str | None,
+) -> None:
+    done = crun.attempt("run", "--rm", "--runtime=crun", *options, "busybox", "sh", "-c", script)
+    output = (done.stdout + done.stderr).decode(errors="replace").strip()
+    assert done.returncode == 0, output
+    assert output == (docker.shell(sandbox, script) if shown is None else shown)
+
+
+def test_what_its_own_network_lacks_is_there(docker: Docker, sandbox: str) -> None:
+    """In the system container, and in nobody's way: inner runtimes mount a procfs of their own."""
+    qdisc, backlog = "/proc/sys/net/core/default_qdisc", "/proc/sys/net/core/netdev_max_backlog"
+    docker.shell(sandbox, f"echo fq >{qdisc}; echo 4321 >{backlog}")
+    assert docker.shell(sandbox, f"cat {qdisc} {backlog}").split() == ["fq", "4321"]
+    inner = docker.inside(sandbox)
+    names = "ls /proc/sys/net/core"
+    shown = inner("run", "--rm", "busybox", "sh", "-c", names).split()
+    assert "somaxconn" in shown
+    assert "default_qdisc" not in shown
+    own = ("--sysctl", "net.core.somaxconn=77", "--privileged")
+    read = "cat /proc/sys/net/core/somaxconn"
+    assert inner("run", "--rm", *own, "busybox", "sh", "-c", read) == "77"
+    assert docker.shell(sandbox, f"{read}; echo 88 >/proc/sys/net/core/somaxconn; {read}").endswith(
+        "88"
+    )

@@ -36,20 +36,24 @@ with Client(control) as client:
     daemon, mountpoint = os.pidfd_open(hello["pid"]), hello["mountpoint"]
     registered = client.call("register", {"id": "box"}, [init])
     subtree, views = os.path.join(mountpoint, registered["directory"]), registered["views"]
-    files = registered["binds"]
+    files, added = registered["binds"], registered["additions"]
     fuse = [each["directory"] for each in files.values() if each["magic"] == 0x65735546]
     devices = {os.stat(directory).st_dev for directory in (mountpoint, *fuse)}
     for _ in range(200):
         try:
             signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0001, 0.004))
-            attach(daemon=daemon, subtree=subtree, views=views, binds=files, init=init)
-            detach(devices=devices, views=views, bound={}, init=init)
+            attach(
+                daemon=daemon, subtree=subtree, views=views, binds=files, additions=added, init=init
+            )
+            detach(
+                devices=devices, subtree=subtree, views=views, bound={}, additions=added, init=init
+            )
             signal.setitimer(signal.ITIMER_REAL, 0)
         except TimeoutError:
             rung += 1
         assert os.stat("/proc/self/ns/mnt").st_ino == home
     signal.setitimer(signal.ITIMER_REAL, 0)
-    attach(daemon=daemon, subtree=subtree, views=views, binds=files, init=init)
+    attach(daemon=daemon, subtree=subtree, views=views, binds=files, additions=added, init=init)
 print(rung)
 """
 

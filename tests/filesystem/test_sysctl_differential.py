@@ -58,6 +58,7 @@ OWN = (
 NEVER = {
     "kernel/hostname": "its namespace's: above",
     "kernel/domainname": "its namespace's: above",
+    "net/ipv4/ping_group_range": "its namespace's, in the container's numbers: test_ping_groups",
     "kernel/yama/ptrace_scope": "3 stays until the next boot",
     "kernel/unprivileged_bpf_disabled": "1 stays until the next boot",
     "kernel/threads-max": "nobody could start anything meanwhile",

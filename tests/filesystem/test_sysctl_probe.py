@@ -16,6 +16,8 @@ from sysfsd.sysctls.probe import State, probe
 from sysfsd.sysctls.table import SYSCTLS
 from tests.support.containers import container
 
+CORE = "proc/sys/net/core/"
+
 WRITABLE = """
 import json, os, sys
 found = {}
@@ -48,9 +50,15 @@ def test_it_is_right_about_every_file() -> None:
         finally:
             path.unlink()
     assert found.pop("proc/sys/no/such/file") is State.ABSENT
-    assert {path: state.value for path, state in found.items()} == real
-    states = [state for _, state in found.items()]
-    assert min(states.count(state) for state in State) > 10
+    lacking = {State.ADDED, State.HIDDEN, State.ABSENT}
+    states = {name: "absent" if it in lacking else it.value for name, it in found.items()}
+    assert states == real
+    assert min(list(states.values()).count(state) for state in ("native", "emulated")) > 10
+    for name, it in found.items():
+        assert (it is State.ABSENT) == (not os.path.lexists(f"/{name}"))
+    added = {name for name, it in found.items() if it in lacking and name.startswith(CORE)}
+    assert len(added) > 10
+    assert added == {name for name, it in found.items() if it is State.ADDED}
 
 
 def test_it_leaves_us_where_we_are() -> None:

@@ -256,6 +256,29 @@ def test_attached_again_under_the_same_id_or_another(daemon: Serving) -> None:
         assert box.run("cat", SWAPPINESS) == "33\n"
 
 
+@pytest.mark.parametrize("isolated", [True, False])
+def test_two_records_of_one_init_are_one_container(tmp_path: Path, isolated: bool) -> None:
+    """On a network of its own; and on the host's, where no two containers share."""
+    buffers, cache = "/proc/sys/net/core/rmem_max", "proc/sys/vm/vfs_cache_pressure"
+    with container(isolated=isolated) as box:
+        with serving(tmp_path) as daemon:
+            attach(daemon, "early", box)
+            late = daemon.register("late", box.pid)["binds"][cache]["directory"]
+            Path(late, cache).write_text("77")
+            box.run("sh", "-c", f"echo 5000000 > {buffers}; echo 31 > {SWAPPINESS}")
+            daemon.stop(9)
+        with serving(tmp_path) as daemon:
+            for name in ("late", "early"):
+                daemon.register(name, box.pid)
+                shown = [
+                    sysfsd("show", name, path, control=daemon.control).stdout
+                    for path in (SWAPPINESS, buffers, cache)
+                ]
+                assert shown == ["31\n", "5000000\n", "77\n"]
+            daemon.call("release", id="early")
+            assert sysfsd("show", "late", cache, control=daemon.control).stdout == "77\n"
+
+
 def test_a_file_that_stays_behind_ends_nothing(tmp_path: Path, expected_log: ExpectedLog) -> None:
     expected_log.allow("a container's file stays behind")
     with serving(tmp_path) as daemon, container(isolated=True) as other:
@@ -345,7 +368,17 @@ print(json.dumps(found))
     expected = without | {path: [modes[path], 0, 0] for path in ours}
     assert found == expected
     assert len(ours) > 20
-    assert all(without[path][1:] != [0, 0] or path.startswith("/proc/sys/net/") for path in ours)
+    assert all(path.startswith("/proc/sys/net/") or without[path][1:] != [0, 0] for path in ours)
+
+
+def doctors(daemon: Serving, config: Path) -> dict[str, Any]:
+    """What it says of those sysctls that the administrator decided about."""
+    found = sysfsd("doctor", "--json", "--config", str(config), control=daemon.control).stdout
+    return {
+        each["name"]: (each["policy"], each["raised"])
+        for each in json.loads(found)["sysctls"]
+        if each["policy"] != "never" or each["raised"]
+    }
 
 
 def test_the_administrator_may_have_the_host_follow(tmp_path: Path) -> None:
@@ -364,6 +397,13 @@ def test_the_administrator_may_have_the_host_follow(tmp_path: Path) -> None:
             box.run("sh", "-c", f"echo {before + 500} > {queued}")
             assert int(hosts(queued)) == before + 500
             assert inside(box, WRITE, cores) == "EPERM"
+            assert doctors(daemon, config) == {
+                "fs/inotify/max_queued_events": (
+                    "max",
+                    {"original": before, "now": before + 500, "containers": 1},
+                ),
+                "kernel/core_pattern": ("forbid", None),
+            }
             with system_container(daemon, "other") as other:
                 other.run("sh", "-c", f"echo {before + 900} > {queued}")
                 other.run("sh", "-c", f"echo 5 > {queued}")
@@ -414,7 +454,12 @@ def test_show_says_where_a_value_comes_from(daemon: Serving, box: Container) -> 
     assert f"the host's {SWAPPINESS}" in explained()
     box.run("sh", "-c", f"echo 21 > {SWAPPINESS}")
     assert "written by the container" in explained()
-    assert sysfsd("show", "box", SWAPPINESS, control=daemon.control).stdout == "21\n"
+    for name in (SWAPPINESS, "proc/sys/vm/swappiness", "vm.swappiness", "vm/swappiness"):
+        assert sysfsd("show", "box", name, control=daemon.control).stdout == "21\n"
+    for name in ("vm.swapiness", "vm", "swappiness", "proc.meminfo", ".", "a..b", ""):
+        refused = sysfsd("show", "box", name, control=daemon.control)
+        assert refused.returncode == 3
+        assert f"sysfsd has no view at {name!r}; it has: " in refused.stderr
 
 
 def test_a_container_whose_root_is_the_hosts_keeps_the_kernels(daemon: Serving) -> None:

@@ -80,7 +80,7 @@ build() {
 	# shellcheck disable=SC2016,SC2046 # mmdebstrap's shell expands $1; no path of ours has a blank
 	mmdebstrap --variant=minbase --components=main --aptopt='APT::Install-Recommends "false"' \
 		--aptopt='Acquire::Retries "3"' $(lean) \
-		--include=docker.io,iptables,iproute2,procps,util-linux,openssl,busybox-static,ca-certificates \
+		--include=docker.io,crun,iptables,iproute2,procps,util-linux,openssl,busybox-static,ca-certificates \
 		--customize-hook="copy-in $here/dind/dockerd-entrypoint.sh /usr/local/bin" \
 		--customize-hook="sh $here/build.sh --derive $suite \"\$1\"" \
 		--customize-hook='rm -rf "$1"/var/log/* "$1"/var/cache/debconf/*' \

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sysfsd.doctor import Setting, counted, kernel, kernel_version
+from sysfsd.doctor import RaisedNow, Setting, counted, kernel, kernel_version, policy_cell
 
 
 @pytest.mark.parametrize(
@@ -32,10 +32,30 @@ def test_a_kernel_that_idmaps_overlays(release: str, ok: bool) -> None:
     assert "5.19" in check.fix
 
 
+def setting(state: str, policy: str = "never", raised: RaisedNow | None = None) -> Setting:
+    return Setting("vm/max_map_count", state, "container", policy, raised, "us")
+
+
+@pytest.mark.parametrize(
+    ("found", "cell"),
+    [
+        (setting("emulated"), ""),
+        (setting("native"), ""),
+        (setting("emulated", "forbid"), "forbid"),
+        (setting("native", "max"), "max, no effect"),
+        (setting("emulated", "max"), "max"),
+        (setting("emulated", "max", RaisedNow(5, 9, 2)), "max: 5 -> 9 for 2 containers"),
+        (setting("emulated", "never", RaisedNow(5, 9, 1)), "was max: 5 -> 9 for 1 container"),
+    ],
+)
+def test_what_was_decided_and_what_came_of_it(found: Setting, cell: str) -> None:
+    assert policy_cell(found) == cell
+
+
 def test_sysctls_in_one_line() -> None:
     states = ("emulated", "native", "emulated")
-    settings = [Setting(f"vm/{at}", state, "container", "us") for at, state in enumerate(states)]
+    settings = [setting(state) for state in states]
     check = counted(settings, None)
-    assert (check.ok, check.found) == (True, "1 native, 2 emulated, 0 absent")
+    assert (check.ok, check.found) == (True, "1 native, 2 emulated, 0 added, 0 hidden, 0 absent")
     check = counted([], "run it with sudo")
     assert (check.ok, check.found, check.fix) == (False, "not known", "run it with sudo")

@@ -71,6 +71,7 @@ programs=$(sh "$root/tests/images/programs.sh" --where)
 # Drivers that udev would load for what qemu and its processor pretend to have: seconds of the boot.
 unwanted=modprobe.blacklist=kvm_amd,kvm_intel,powernow_k8,acpi_cpufreq,ata_piix,aesni_intel,psmouse
 
+# With a UUID, without which the kernel has no product_uuid.
 echo "Booting a virtual machine ($accel); it is switched off after $deadline s at the latest"
 # Four processors on two nodes, so that there is something to be left out of a cpuset.
 # shellcheck disable=SC2086 # one word per argument
@@ -78,6 +79,7 @@ timeout --foreground --kill-after=10 "$deadline" qemu-system-x86_64 \
 	-accel "$accel" -cpu "$processor" -smp 4,sockets=2,cores=2 -m 3G \
 	-object memory-backend-ram,id=m0,size=2G -numa node,nodeid=0,cpus=0-1,memdev=m0 \
 	-object memory-backend-ram,id=m1,size=1G -numa node,nodeid=1,cpus=2-3,memdev=m1 \
+	-uuid 4c4c4544-0042-3510-8053-b4c04f4d3132 \
 	-nodefaults -display none -no-reboot -nic none \
 	-kernel "$built/vmlinuz" \
 	-append "root=/dev/nvme0n1 rw rootwait console=ttyS0 panic=-1 $unwanted systemd.show_status=0 mitigations=off" \

@@ -5,8 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
+from tests.support.containers import container
+from tests.support.daemon import serving, sysfsd
+from tests.vm.conftest import command
+
 if TYPE_CHECKING:
     from tests.vm.conftest import Start
+
+UUID = "/sys/class/dmi/id/product_uuid"
 
 
 def test_the_installed_service_emulates_them(start: Start) -> None:
@@ -17,3 +25,30 @@ def test_the_installed_service_emulates_them(start: Start) -> None:
     assert Path("/proc/sys/vm/swappiness").read_text() == before
     box.docker.shell(box.name, "echo inner >/proc/sys/kernel/hostname")
     assert box.docker.shell(box.name, "hostname") == "inner"
+
+
+def test_each_container_is_a_machine_of_its_own(start: Start) -> None:
+    host = Path(UUID).read_text().strip()
+    uuids = []
+    for box in (start(), start()):
+        uuid = box.docker.shell(box.name, f"cat {UUID}")
+        assert uuid == f"{host[:24]}{box.docker.inspect(box.name)['Id'][:12]}"
+        assert box.docker.shell(box.name, f"stat -Lc '%a %u' {UUID}") == "400 0"
+        uuids.append(uuid)
+    assert len({host, *uuids}) == 3
+
+
+@pytest.mark.parametrize(
+    "name", ["conntrack", "conn_reuse_mode", "expire_nodest_conn", "expire_quiescent_template"]
+)
+def test_ipvs(tmp_path: Path, name: str) -> None:
+    """The module's, some of which the kernel gives to namespaces and some it hides."""
+    command("modprobe", "ip_vs")
+    path = Path("/proc/sys/net/ipv4/vs", name)
+    before = path.read_text()
+    with container(isolated=True) as box, serving(tmp_path) as daemon:
+        done = sysfsd("attach", "--id", "box", str(box.pid), control=daemon.control)
+        assert done.returncode == 0, done.stderr
+        box.run("sh", "-c", f"echo 7 >{path}")
+        assert box.run("cat", str(path)) == "7\n"
+        assert path.read_text() == before

@@ -1,9 +1,9 @@
-"""The names in a UTS namespace, read and written where the kernel keeps them.
+"""Files of ``/proc/sys`` as they are in another namespace, read and written by us.
 
-``/proc/sys/kernel/hostname`` is always that of the task that opens it (uts_namespaces(7)), and only
-the host's root may write it (``kernel/utsname_sysctl.c``; the file is 0644 and nobody's in a user
-namespace). So a thread of its own joins the namespace, and ends with it: no other thread of ours
-ever has another one's.
+They are those of the namespaces of the task that opens them (uts_namespaces(7), ``net_ctl_root`` of
+``net/sysctl_net.c``). What the task may do there is what its user namespace says: some of them only
+the host's root may write (``kernel/utsname_sysctl.c``). So a thread of its own joins the namespace,
+and ends with it: no other thread of ours ever has another one's.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 
 def read(namespace: int, path: str) -> bytes:
-    """Read one of the two files in a namespace, given by its descriptor; raises ``OSError``."""
+    """Read a file in a namespace of any kind, given by its descriptor; raises ``OSError``."""
     return _inside(namespace, lambda: _with_file(path, os.O_RDONLY, read_fd))
 
 
 def write(namespace: int, path: str, data: bytes, offset: int) -> int:
-    """Write one of the two files and return how much the kernel took; raises ``OSError``."""
+    """Write a file in a namespace and return how much the kernel took; raises ``OSError``."""
     return _inside(
         namespace, lambda: _with_file(path, os.O_WRONLY, lambda fd: os.pwrite(fd, data, offset))
     )
@@ -47,12 +47,12 @@ def _inside(namespace: int, work: Callable[[], T]) -> T:
 
     def run() -> None:
         try:
-            syscalls.setns(namespace, syscalls.CLONE_NEWUTS)
+            syscalls.setns(namespace, 0)
             results.append(work())
         except OSError as error:
             errors.append(error)
 
-    thread = threading.Thread(target=run, name="uts")
+    thread = threading.Thread(target=run, name="inside")
     thread.start()
     thread.join()
     if errors:
