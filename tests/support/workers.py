@@ -31,7 +31,7 @@ os.setresgid(0, 0, 0)
 os.setresuid(0, 0, 0)
 os.chdir("/")
 stop, number, longest = [], 0, 0.0
-threading.Thread(target=lambda: stop.append(os.read(3, 1)), daemon=True).start()
+threading.Thread(target=lambda: stop.append(os.read(int(sys.argv[2]), 1)), daemon=True).start()
 """
 
 # Fails on the first that cannot be read, is empty, has a NUL or does not end in a newline.
@@ -111,9 +111,8 @@ def writer(pid: int) -> contextlib.AbstractContextManager[Worker]:
 @contextlib.contextmanager
 def _worker(pid: int, source: str, paths: Sequence[str]) -> Iterator[Worker]:
     stop, ours = os.pipe()
-    python = [sys.executable, "-c", _ENTER + source, str(pid)]
     with subprocess.Popen(
-        ["sh", "-c", f'exec 3<&{stop}; exec "$@"', "sh", *python],
+        [sys.executable, "-c", _ENTER + source, str(pid), str(stop)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
