@@ -142,8 +142,8 @@ def test_no_configuration_is_understood_in_another_way(
     # None, and not a default: without the key it is runc, which would be started.
     words = ["--config", f"{home}/config", "start", "abc"]
     try:
-        above, _, _ = text.partition("\n[sysctls]\n")
-        meant = tomllib.loads(above if "[sysctls]" in text.split("\n") else text)
+        above, found, _ = f"\n{text}\n".partition("\n[sysctls]\n")
+        meant = tomllib.loads(above if found else text)
     except tomllib.TOMLDecodeError:
         meant = None
 
