@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _SOURCES = Path(__file__).parent.parent.parent
 
-_ENTER = """
+ENTER = """
 import encodings.ascii, encodings.utf_8, os, sys, threading, time
 from sysfsd.kernel import syscalls
 init = os.pidfd_open(int(sys.argv[1]))
@@ -100,18 +100,19 @@ class Worker:
 
 def reader(pid: int, paths: Sequence[str]) -> contextlib.AbstractContextManager[Worker]:
     """Read files in the container of a process, opened each time and held open."""
-    return _worker(pid, _READER, paths)
+    return worker(pid, _READER, paths)
 
 
 def writer(pid: int) -> contextlib.AbstractContextManager[Worker]:
     """Write sysctls in the container of a process."""
-    return _worker(pid, _WRITER, [])
+    return worker(pid, _WRITER, [])
 
 
 @contextlib.contextmanager
-def _worker(pid: int, source: str, paths: Sequence[str]) -> Iterator[Worker]:
+def worker(pid: int, source: str, paths: Sequence[str]) -> Iterator[Worker]:
+    """Run a program in the container of a process: it says ``ready``, and two numbers at its end."""
     stop, ours = os.pipe()
-    python = [sys.executable, "-c", _ENTER + source, str(pid)]
+    python = [sys.executable, "-c", ENTER + source, str(pid)]
     with subprocess.Popen(
         ["sh", "-c", f'exec 3<&{stop}; exec "$@"', "sh", *python],
         stdin=subprocess.PIPE,
