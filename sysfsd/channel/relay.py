@@ -12,6 +12,7 @@ import trio
 from sysfsd.channel import packets
 from sysfsd.channel.fairness import FairQueue
 from sysfsd.channel.packets import Opcode
+from sysfsd.kernel.procfs import is_killed
 
 if TYPE_CHECKING:
     import socket
@@ -26,7 +27,8 @@ MAX_IN_FLIGHT = 64
 AT_ONCE = 4
 """Those of them that are of one container, or of one user: others don't wait for more than that."""
 
-_MAX_WAITING_BYTES = 32 << 20
+MAX_WAITING_BYTES = 32 << 20
+_SHED_AT_ONCE = 64
 _PACKET_OVERHEAD = 512
 """Bytes of ours for each packet that waits, about: a small one takes no less."""
 
@@ -71,6 +73,7 @@ class Relay:
         life: int = 0,
         max_in_flight: int = MAX_IN_FLIGHT,
         at_once: int = AT_ONCE,
+        is_killed: Callable[[int], bool] = is_killed,
     ) -> None:
         self._device = device
         self._server = server
@@ -83,8 +86,7 @@ class Relay:
         self._max_in_flight = max_in_flight
         self._in_flight: dict[int, _InFlight] = {}
         self._waiting: FairQueue[bytes] = FairQueue(at_once)
-        self._waiting_bytes = 0
-        self._room = trio.Event()
+        self._is_killed = is_killed
         self._unsent: bytes | None = None
         self._stuck = trio.Event()
         self.counters = counters
@@ -145,10 +147,6 @@ class Relay:
         while True:
             await trio.lowlevel.wait_readable(device)
             for _ in range(_BATCH):
-                while self._waiting_bytes >= _MAX_WAITING_BYTES:
-                    if self._room.is_set():
-                        self._room = trio.Event()
-                    await self._room.wait()
                 try:
                     length = os.readv(device, [buffer])
                 except BlockingIOError:
@@ -160,7 +158,7 @@ class Relay:
                         continue
                     raise
                 request = packets.parse_request(buffer)
-                if lost:
+                if lost and request.opcode != Opcode.INTERRUPT:  # has the number of a lost one
                     lost = False
                     for unique in packets.lost_before(request.unique):
                         self._write(device, packets.refusal(unique, errno.EINTR))
@@ -185,21 +183,25 @@ class Relay:
         return True
 
     def _interrupt(self, device: int, unique: int, mark: int) -> None:
-        """Answer a request that has not had its turn: killed callers are not to wait for it."""
-        packet = self._waiting.give_up(unique | mark)
-        if packet is not None:
-            self._unqueue(packet)
+        """Answer a request that has not had its turn: killed callers are not to wait for it.
+
+        Any signal interrupts a request (``request_wait_answer``), but no other interrupts who reads
+        procfs: nobody expects EINTR there, and SA_RESTART is of no use against a reply that says it.
+        """
+        packet = self._waiting.get(unique | mark)
+        if packet is not None and self._is_killed(packets.thread_of(packet)):
+            self._waiting.give_up(unique | mark)
             self._write(device, packets.refusal(unique, errno.EINTR))
 
     def _queue(self, request: Request, packet: memoryview) -> None:
-        self._waiting.push(request.owner, request.unique, bytes(packet))
-        self._waiting_bytes += len(packet) + _PACKET_OVERHEAD
+        # What is closed must be: it would be kept for ever. Nobody has more open than we say.
+        weight = 0 if request.opcode == Opcode.RELEASE else len(packet) + _PACKET_OVERHEAD
+        self._waiting.push(request.owner, request.unique, bytes(packet), weight)
         self._pass_on()
-
-    def _unqueue(self, packet: bytes) -> None:
-        self._waiting_bytes -= len(packet) + _PACKET_OVERHEAD
-        if self._waiting_bytes < _MAX_WAITING_BYTES:
-            self._room.set()
+        while self._waiting.weight > MAX_WAITING_BYTES:
+            for unique, _ in self._waiting.shed(_SHED_AT_ONCE):
+                self.counters.shed += 1
+                self._answer(bytearray(packets.refusal(unique, errno.ENOMEM)))
 
     def _pass_on(self) -> None:
         """Hand pyfuse3 whatever may have its turn."""
@@ -208,7 +210,6 @@ class Relay:
             if chosen is None:
                 return
             owner, unique, packet = chosen
-            self._unqueue(packet)
             opcode = packets.parse_request(packet).opcode
             self._in_flight[unique] = _InFlight(opcode, time.perf_counter_ns(), owner)
             self.counters.most_in_flight = max(self.counters.most_in_flight, len(self._in_flight))
@@ -251,17 +252,21 @@ class Relay:
                     self._agreement = bytes(view[:length])
                     self._agreed.set()
                     ours = packets.is_ours(reply)
-                device = self._device
-                if self._second is not None and reply.unique & packets.UNIQUE_MARK:
-                    packets.unmark(buffer, reply)
-                    device = self._second
-                if not ours and not self._write(device, view[:length]):
+                if not ours and not self._answer(view[:length]):
                     return
                 if asked is not None:
                     elapsed = time.perf_counter_ns() - asked.started_ns
                     self.counters.answered(asked.opcode, elapsed, error=reply.error)
                     self._waiting.done(asked.owner)
                     self._pass_on()
+
+    def _answer(self, packet: bytearray | memoryview) -> bool:
+        """Answer whichever mount it is; False if the (first) is gone."""
+        reply, device = packets.parse_reply(packet), self._device
+        if self._second is not None and reply.unique & packets.UNIQUE_MARK:
+            packets.unmark(packet, reply)
+            device = self._second
+        return self._write(device, packet)
 
     def _write(self, device: int, reply: bytearray | memoryview | bytes) -> bool:
         """Answer the kernel; False if the (first) mount is gone."""
