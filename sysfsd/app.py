@@ -102,6 +102,7 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
             for name, point in (("views", config.mountpoint), ("exact", exact))
         ]
         resumed = any(connection.resumed for connection in connections)
+        whole = all(connection.resumed for connection in connections)
         for name, connection in zip(("views", "exact"), connections, strict=True):
             _note_mount(mounted, name, connection.mountpoint)
         nodes = await sysctls_to_emulate(config, notes, ask=not resumed)
@@ -200,7 +201,7 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
         background.start_soon(server.serve, listener)
         background.start_soon(_prove_alive, store, [config.mountpoint, exact])
         covering = trio.CancelScope()
-        if restored and not (resumed and tree.numbers == before["numbers"]):
+        if restored and not (whole and tree.numbers == before["numbers"]):
             background.start_soon(cover_containers, config.control, covering)
         if resumed:
             background.start_soon(ask_again, notes)

@@ -3,8 +3,8 @@
 The kernel has one queue for a whole mount, so that whoever asks ten thousand things at once comes
 first ten thousand times. Requests are therefore taken out of it as soon as they are there, and wait
 here. An owner that had nothing waiting is *new* and comes before those that have (as sparse flows
-do in RFC 8290, fq_codel), once: then it waits its turn like all others. Of those that have, one comes
-after `NEW_IN_A_ROW` new ones, since whoever can be many owners could else always be new.
+do in RFC 8290, fq_codel), once: then it waits its turn like all others. Of those that have, one
+comes after `NEW_IN_A_ROW` new ones, since whoever can be many owners could else always be new.
 """
 
 from __future__ import annotations

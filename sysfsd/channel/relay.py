@@ -185,8 +185,8 @@ class Relay:
     def _interrupt(self, device: int, unique: int, mark: int) -> None:
         """Answer a request that has not had its turn: killed callers are not to wait for it.
 
-        Any signal interrupts a request (``request_wait_answer``), but no other interrupts who reads
-        procfs: nobody expects EINTR there, and SA_RESTART is of no use against a reply that says it.
+        Any signal interrupts a request (``request_wait_answer``), but no other interrupts whoever
+        reads procfs: nobody expects EINTR there, and SA_RESTART does not help against a reply.
         """
         packet = self._waiting.get(unique | mark)
         if packet is not None and self._is_killed(packets.thread_of(packet)):

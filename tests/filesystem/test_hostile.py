@@ -346,9 +346,10 @@ def test_huge_writes_from_a_thousand_threads(attacker: Container) -> None:
     assert int(started) > 300
     # Not a number, or more than is let wait.
     assert errors in {"{22}\n", "{12, 22}\n"}
-    assert attacker.run("cat", "/proc/sys/vm/swappiness") == Path(
-        "/proc/sys/vm/swappiness"
-    ).read_text()
+    assert (
+        attacker.run("cat", "/proc/sys/vm/swappiness")
+        == Path("/proc/sys/vm/swappiness").read_text()
+    )
 
 
 _FLOOD = """
@@ -405,9 +406,10 @@ print(sorted(found))
 
 
 def test_names_that_are_none(daemon: Serving, attacker: Container) -> None:
-    assert attacker.run(*PYTHON, _NAMES) == str(
-        sorted([b"..", b"../../..", b"./.", b"//", b"/" * 4000])
-    ) + "\n"
+    assert (
+        attacker.run(*PYTHON, _NAMES)
+        == str(sorted([b"..", b"../../..", b"./.", b"//", b"/" * 4000])) + "\n"
+    )
     for name in (b"a" * 255, b"\xff", b"..\xff", b"attacker\xff", b"\n", b"%s"):
         assert not os.path.exists(os.fsencode(daemon.containers) + b"/" + name)
     assert sorted(os.listdir(daemon.containers)) == ["attacker", "neighbour"]
@@ -418,7 +420,7 @@ def test_ids_that_would_lead_elsewhere(daemon: Serving, attacker: Container) -> 
     pidfd = os.pidfd_open(attacker.pid)
     try:
         for name in ("..", ".", "", "a/b", "a" * 4096, "\udcff", "\n", "a\0b"):
-            with pytest.raises(Exception, match="(?i)id|name|container"):
+            with pytest.raises(Exception, match="id"):
                 daemon.call("register", pidfd, id=name)
     finally:
         os.close(pidfd)
@@ -531,7 +533,7 @@ def serve():
             return
         _, opcode, unique = struct.unpack_from("=IIQ", packet)
         if opcode == 26:
-            answer(unique, struct.pack("=IIIIHHIIHHI28x", 7, 31, 1 << 16, 0, 9, 9, 4096, 1, 0, 0, 0))
+            answer(unique, struct.pack("=IIIIHHII36x", 7, 31, 1 << 16, 0, 9, 9, 4096, 1))
         elif opcode == 3 and kind == "file":
             attr = struct.pack("=QQQQQQIIIIIIIIII", 1, 4096, 8, 0, 0, 0, 0, 0, 0, 0o100644, 1, 0,
                                0, 0, 4096, 0)

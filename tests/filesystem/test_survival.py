@@ -240,6 +240,50 @@ def test_a_daemon_that_hangs_is_killed(tmp_path: Path) -> None:
             assert daemon.stop() == 0
 
 
+@pytest.mark.parametrize("which", ["mount", "state/private/exact"])
+def test_one_of_the_mounts_is_gone(tmp_path: Path, which: str) -> None:
+    """Whoever unmounted it: the other goes on, and containers get what they lack."""
+    with container(memory=64 << 20, isolated=True) as box:
+        with serving(tmp_path) as daemon:
+            attached(daemon, box, "web")
+            box.run("sh", "-c", "echo 77 >/proc/sys/vm/swappiness")
+            before = covered(box)
+            daemon.process.kill()
+            daemon.process.wait()
+        subprocess.run(["umount", "--lazy", "--no-canonicalize", tmp_path / which], check=True)
+        with serving(tmp_path) as daemon:
+            until(lambda: readable(box, "/proc/meminfo"), "its views")
+            until(lambda: readable(box, "/proc/sys/vm/swappiness"), "its sysctls")
+            assert box.run("head", "-1", "/proc/meminfo").split()[1] == str(64 << 10)
+            assert box.run("cat", "/proc/sys/vm/swappiness") == "77\n"
+            until(lambda: sorted(covered(box)) == sorted(before), "no more and no less")
+            assert daemon.stop() == 0
+
+
+def test_a_number_of_ours_that_became_anothers_is_left_alone(tmp_path: Path) -> None:
+    """The kernel gives the number of a file system that is gone to the next that is mounted."""
+    with container(isolated=True) as box:
+        with serving(tmp_path) as daemon:
+            attached(daemon, box, "web")
+            daemon.process.kill()
+            daemon.process.wait()
+        mount = ["nsenter", f"--mount=/proc/{box.pid}/ns/mnt", "mount", "-t", "tmpfs"]
+        subprocess.run([*mount, "its", "/mnt"], check=True)
+        (line,) = [
+            line
+            for line in Path(f"/proc/{box.pid}/mountinfo").read_text().splitlines()
+            if " - tmpfs its " in line
+        ]
+        note = daemon.state_dir / "mounts" / "exact.json"
+        noted = json.loads(note.read_text())
+        note.write_text(json.dumps(noted | {"device": line.split(" ")[2]}))
+        assert sysfsd("detach", "--all", "--offline", "--state-dir", str(daemon.state_dir))
+        assert " - tmpfs its " in Path(f"/proc/{box.pid}/mountinfo").read_text()
+        assert "/proc/meminfo" not in covered(box)
+        # Which also leaves what it cannot know to be ours, for whoever looks after this test.
+        subprocess.run(["umount", "--lazy", noted["point"]], check=True)
+
+
 def test_a_container_that_went_meanwhile(tmp_path: Path) -> None:
     with container(isolated=True) as box, serving(tmp_path) as daemon:
         attached(daemon, box, "web")

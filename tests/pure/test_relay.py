@@ -54,9 +54,7 @@ def ends() -> Iterator[Ends]:
     made.close()
 
 
-def relay(
-    ends: Ends, *, node_in_handle: bool = True, room: int = 4, killed: int = 0
-) -> Relay:
+def relay(ends: Ends, *, node_in_handle: bool = True, room: int = 4, killed: int = 0) -> Relay:
     return Relay(
         ends.device.fileno(),
         ends.relays,

@@ -110,7 +110,7 @@ def writer(pid: int) -> contextlib.AbstractContextManager[Worker]:
 
 @contextlib.contextmanager
 def worker(pid: int, source: str, paths: Sequence[str]) -> Iterator[Worker]:
-    """Run a program in the container of a process: it says ``ready``, and two numbers at its end."""
+    """Run a program in a process's container: it says ``ready``, and at its end two numbers."""
     stop, ours = os.pipe()
     python = [sys.executable, "-c", ENTER + source, str(pid)]
     with subprocess.Popen(
