@@ -290,7 +290,7 @@ async def _prove_alive(store: handover.Store, mountpoints: Sequence[str]) -> Non
         for mountpoint in mountpoints:
             # Not stat(2): the kernel knows a directory's attributes by heart.
             await trio.to_thread.run_sync(os.statvfs, mountpoint, abandon_on_cancel=True)
-        store.alive()
+        await trio.to_thread.run_sync(store.alive)
         await trio.sleep(ALIVE_SECONDS)
 
 

@@ -577,7 +577,8 @@ while True:
 def stalled(box: Container, source: str, point: str, kind: str) -> Iterator[int]:
     command = [sys.executable, "-c", _BEFORE + source, str(box.pid), point, kind]
     with subprocess.Popen(
-        ["sh", "-c", 'exec 3</dev/zero; exec "$@"', "sh", *command],
+        command,
+        env=os.environ | {"STOP": "0"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,

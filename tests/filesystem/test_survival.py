@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from sysfsd.handover import holder
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from tests.support.containers import Container
     from tests.support.daemon import Serving
+    from tests.support.tidy import ExpectedLog
 
 SECONDS = float(os.environ.get("SYSFSD_SURVIVAL_SECONDS", "8"))
 """For how long the daemon is killed again and again; 60 on request."""
@@ -225,6 +228,79 @@ def test_a_daemon_that_stays_away(tmp_path: Path) -> None:
         assert not daemon.mountpoint.is_mount()
         with serving(tmp_path) as daemon:
             until(lambda: sorted(covered(box)) == sorted(before), "its views")
+            assert daemon.stop() == 0
+
+
+def holder_of(daemon: Serving) -> psutil.Process | None:
+    found = [
+        child
+        for child in psutil.Process(daemon.process.pid).children()
+        if child.status() != psutil.STATUS_ZOMBIE and "holder" in child.cmdline()
+    ]
+    return found[0] if found else None
+
+
+def test_the_one_that_keeps_our_connections_ends_first(
+    tmp_path: Path, expected_log: ExpectedLog
+) -> None:
+    with container(memory=64 << 20, isolated=True) as box:
+        with serving(tmp_path) as daemon:
+            attached(daemon, box, "web")
+            former = holder_of(daemon)
+            assert former is not None
+            former.kill()
+
+            def kept() -> bool:
+                now = holder_of(daemon)
+                if now is None or now.pid == former.pid:
+                    return False
+                names = [os.readlink(path) for path in Path(f"/proc/{now.pid}/fd").iterdir()]
+                return names.count("/dev/fuse") >= 2
+
+            until(kept, "another")
+            expected_log.allow("keeps descriptors")
+            until(lambda: "keeps descriptors" in daemon.log.read_text(), "a word about it")
+            daemon.process.kill()
+            daemon.process.wait()
+        with serving(tmp_path) as daemon:
+            assert daemon.call("stats")["life"]["resumed"]
+            assert box.run("head", "-1", "/proc/meminfo").split()[1] == str(64 << 10)
+            assert daemon.stop() == 0
+
+
+def test_whoever_else_talks_to_that_one_changes_nothing(
+    tmp_path: Path, expected_log: ExpectedLog
+) -> None:
+    """It takes them for the next daemon, and then for one that is gone."""
+    with container(memory=64 << 20, isolated=True) as box, serving(tmp_path) as daemon:
+        attached(daemon, box, "web")
+        former = holder_of(daemon)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stray:
+            stray.connect(str(daemon.state_dir / "private/holder"))
+            stray.send(b"5")
+        expected_log.allow("keeps descriptors")
+        until(lambda: "keeps descriptors" in daemon.log.read_text(), "a word about it")
+        assert holder_of(daemon) == former
+        daemon.process.kill()
+        daemon.process.wait()
+        with serving(tmp_path) as successor:
+            assert successor.call("stats")["life"]["resumed"]
+            assert successor.stop() == 0
+
+
+def test_a_daemon_that_starts_just_when_that_one_gives_up(tmp_path: Path) -> None:
+    with container(memory=64 << 20, isolated=True) as box:
+        with serving(tmp_path) as daemon:
+            attached(daemon, box, "web")
+            former = holder_of(daemon)
+            assert former is not None
+            daemon.process.kill()
+            daemon.process.wait()
+        giving_up = holder.PATIENCE_SECONDS + 20
+        until(former.children, "its end to begin", giving_up)
+        with serving(tmp_path) as daemon:
+            until(lambda: "/proc/meminfo" in covered(box), "its views")
+            assert box.run("head", "-1", "/proc/meminfo").split()[1] == str(64 << 10)
             assert daemon.stop() == 0
 
 

@@ -31,7 +31,7 @@ os.setresgid(0, 0, 0)
 os.setresuid(0, 0, 0)
 os.chdir("/")
 stop, number, longest = [], 0, 0.0
-threading.Thread(target=lambda: stop.append(os.read(3, 1)), daemon=True).start()
+threading.Thread(target=lambda: stop.append(os.read(int(os.environ["STOP"]), 1)), daemon=True).start()
 """
 
 # Fails on the first that cannot be read, is empty, has a NUL or does not end in a newline.
@@ -114,7 +114,8 @@ def worker(pid: int, source: str, paths: Sequence[str]) -> Iterator[Worker]:
     stop, ours = os.pipe()
     python = [sys.executable, "-c", ENTER + source, str(pid)]
     with subprocess.Popen(
-        ["sh", "-c", f'exec 3<&{stop}; exec "$@"', "sh", *python],
+        python,
+        env=os.environ | {"STOP": str(stop)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
