@@ -31,7 +31,8 @@ os.setresgid(0, 0, 0)
 os.setresuid(0, 0, 0)
 os.chdir("/")
 stop, number, longest = [], 0, 0.0
-threading.Thread(target=lambda: stop.append(os.read(int(os.environ["STOP"]), 1)), daemon=True).start()
+ending = int(os.environ["STOP"])
+threading.Thread(target=lambda: stop.append(os.read(ending, 1)), daemon=True).start()
 """
 
 # Fails on the first that cannot be read, is empty, has a NUL or does not end in a newline.
