@@ -336,6 +336,47 @@ def test_one_of_the_mounts_is_gone(tmp_path: Path, which: str) -> None:
             assert daemon.stop() == 0
 
 
+_GOES_INSIDE = """
+import os, sys
+from sysfsd.kernel import syscalls
+syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
+for answer in ("made", "inside"):
+    print(answer, flush=True)
+    sys.stdin.readline()
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    syscalls.unshare(syscalls.CLONE_NEWUSER)
+"""
+
+
+def test_a_container_whose_init_goes_into_a_user_namespace_inside(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _GOES_INSIDE],
+        cwd=_SOURCES,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "made\n"
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{process.pid}/{name}").write_text("0 1500000000 65536\n")
+        with serving(tmp_path) as daemon:
+            before = daemon.register("web", process.pid)
+            daemon.process.kill()
+            daemon.process.wait()
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "inside\n"
+        with serving(tmp_path) as daemon:
+            assert daemon.ids() == ["web"]
+            assert daemon.register("web", process.pid)["directory"] == before["directory"]
+            assert (daemon.containers / "web/proc/uptime").read_text()
+            assert daemon.stop() == 0
+        process.kill()
+
+
 def test_a_number_of_ours_that_became_anothers_is_left_alone(tmp_path: Path) -> None:
     """The kernel gives the number of a file system that is gone to the next that is mounted."""
     with container(isolated=True) as box:
