@@ -16,6 +16,7 @@ from sysfsd import __version__, documents, pressured, state
 from sysfsd.binds import plan
 from sysfsd.channel import device
 from sysfsd.channel.answering import answering
+from sysfsd.channel.relay import ask_ourselves
 from sysfsd.coherence import Coherence, Roots
 from sysfsd.containers.registry import Registry
 from sysfsd.containers.reservations import Reservations
@@ -57,6 +58,9 @@ RESUME_PAUSE_SECONDS = 1.0
 
 ALIVE_SECONDS = 3.0
 """Between two proofs that we don't hang; whoever watches over us waits several times as long."""
+
+ANSWER_SECONDS = 10.0
+"""An answer that takes longer will not come: all are made of small files of the kernel's."""
 
 _log = structlog.get_logger(__name__)
 
@@ -199,7 +203,7 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
                 pressure = directory
                 _note_mount(mounted, "pressure", directory)
         background.start_soon(server.serve, listener)
-        background.start_soon(_prove_alive, store, [config.mountpoint, exact])
+        background.start_soon(_prove_alive, store, relay, [config.mountpoint, exact])
         covering = trio.CancelScope()
         if restored and not (whole and tree.numbers == before["numbers"]):
             background.start_soon(cover_containers, config.control, covering)
@@ -284,13 +288,16 @@ async def _resume_coherence(coherence: Coherence, reservations: Reservations) ->
     _log.info("docker cp may not see what these containers do, nor they it", containers=list(notes))
 
 
-async def _prove_alive(store: handover.Store, mountpoints: Sequence[str]) -> None:
-    """Ask the kernel for our mounts, which asks us, and say that we don't hang if we answered."""
+async def _prove_alive(store: handover.Store, relay: Relay, mountpoints: Sequence[str]) -> None:
+    """Ask the kernel for our mounts, which asks us, and say that we don't hang if we answered.
+
+    And if nobody else waits for an answer that does not come.
+    """
     while True:
         for mountpoint in mountpoints:
-            # Not stat(2): the kernel knows a directory's attributes by heart.
-            await trio.to_thread.run_sync(os.statvfs, mountpoint, abandon_on_cancel=True)
-        await trio.to_thread.run_sync(store.alive)
+            await trio.to_thread.run_sync(ask_ourselves, mountpoint, abandon_on_cancel=True)
+        if relay.oldest_seconds < ANSWER_SECONDS:
+            await trio.to_thread.run_sync(store.alive)
         await trio.sleep(ALIVE_SECONDS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -37,6 +38,24 @@ _BATCH = 32
 
 _GONE = frozenset({errno.ENODEV, errno.ECONNABORTED})
 """What reading the device says once the last mount is gone, or the connection was aborted."""
+
+
+def ask_ourselves(mountpoint: str) -> None:
+    """Ask the kernel for a mount that a relay of this process serves; to be done in a thread.
+
+    Returns once the event loop has answered. Raises ``OSError`` if the connection is gone. The
+    relay does that at once, and not pyfuse3: whoever is killed while a request is being answered
+    waits for the answer, and nothing ends that (``request_wait_answer``). If that is a thread of
+    the very process which should answer, this one never goes, and neither do its lock and its
+    descriptors: no successor would ever come in.
+    """
+    with contextlib.suppress(BlockingIOError):
+        # Not stat(2): the kernel knows a directory's attributes by heart.
+        os.statvfs(mountpoint)
+
+
+def _is_ours(thread: int) -> bool:
+    return os.path.exists(f"/proc/self/task/{thread}")
 
 
 class _InFlight(NamedTuple):
@@ -97,6 +116,14 @@ class Relay:
     def in_flight(self) -> int:
         """Requests read from the kernel and not answered yet."""
         return len(self._in_flight) + len(self._waiting)
+
+    @property
+    def oldest_seconds(self) -> float:
+        """For how long pyfuse3 has been working on what it has been working on longest."""
+        if not self._in_flight:
+            return 0
+        oldest = next(iter(self._in_flight.values()))
+        return (time.perf_counter_ns() - oldest.started_ns) / 1e9
 
     def stats(self) -> dict[str, object]:
         """What went through so far."""
@@ -165,6 +192,9 @@ class Relay:
                 self.counters.of(request.opcode).requests += 1
                 if request.opcode == Opcode.INTERRUPT:
                     self._interrupt(device, packets.interrupted(buffer), mark)
+                elif request.opcode == Opcode.STATFS and _is_ours(packets.thread_of(buffer)):
+                    # See `ask_ourselves`: as little time as can be between the two of us.
+                    self._write(device, packets.refusal(request.unique, errno.EAGAIN))
                 elif request.opcode == Opcode.INIT and self._agreed.is_set():
                     # Both mounts get what pyfuse3 said to the first, and one that was not told in
                     # an earlier life; it would take another for its own.

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from sysfsd import app
 from sysfsd.handover import holder
 from tests.support.containers import container
 from tests.support.daemon import serving, sysfsd
@@ -302,6 +303,53 @@ def test_a_daemon_that_starts_just_when_that_one_gives_up(tmp_path: Path) -> Non
             until(lambda: "/proc/meminfo" in covered(box), "its views")
             assert box.run("head", "-1", "/proc/meminfo").split()[1] == str(64 << 10)
             assert daemon.stop() == 0
+
+
+def broken(directory: Path, handler: str, file: str) -> Path:
+    """Make a copy of ours in which a handler never ends."""
+    directory.mkdir()
+    shutil.copytree(_SOURCES / "sysfsd", directory / "sysfsd")
+    path = directory / "sysfsd/filesystem" / file
+    lines = path.read_text().splitlines(keepends=True)
+    at = next(at for at, line in enumerate(lines) if f"async def {handler}(" in line)
+    body = next(number for number in range(at, len(lines)) if '"""' in lines[number])
+    lines.insert(body + 1, "        import trio\n        await trio.sleep_forever()\n")
+    path.write_text("".join(lines))
+    return directory
+
+
+def test_one_that_is_killed_while_it_asks_itself_goes(tmp_path: Path) -> None:
+    """A request of its own that is being answered would keep it, and its lock, for ever."""
+    sources, state = broken(tmp_path / "broken", "statfs", "operations.py"), tmp_path / "daemon"
+    state.mkdir()
+    with container(memory=64 << 20, isolated=True) as box:
+        with serving(state, sources=sources) as daemon:
+            daemon.register("web", box.pid)
+            until(lambda: "statfs" in daemon.call("stats")["channel"]["requests"], "a look")
+            daemon.process.kill()
+            assert daemon.process.wait(patient(10)) == -signal.SIGKILL
+        with serving(state) as daemon:
+            assert daemon.call("stats")["life"]["resumed"]
+            assert daemon.stop() == 0
+
+
+def test_one_that_does_not_answer_others_is_killed(tmp_path: Path) -> None:
+    sources, state = broken(tmp_path / "broken", "readlink", "pinned.py"), tmp_path / "daemon"
+    state.mkdir()
+    link = "/sys/devices/system/node/node0/cpu0"
+    with (
+        container(memory=64 << 20, isolated=True) as box,
+        serving(state, sources=sources) as daemon,
+    ):
+        attached(daemon, box, "web")
+        command = [*box.enter(), "readlink", link]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as waiting:
+            seconds = app.ANSWER_SECONDS + holder.SILENCE_SECONDS + 20
+            assert daemon.process.wait(patient(seconds)) == -signal.SIGKILL
+            with serving(state) as successor:
+                out, _ = waiting.communicate(timeout=patient(20))
+                assert out.strip()
+                assert successor.stop() == 0
 
 
 def test_a_daemon_that_hangs_is_killed(tmp_path: Path) -> None:
