@@ -16,7 +16,6 @@ from sysfsd import __version__, documents, pressured, state
 from sysfsd.binds import plan
 from sysfsd.channel import device
 from sysfsd.channel.answering import answering
-from sysfsd.channel.relay import ask_ourselves
 from sysfsd.coherence import Coherence, Roots
 from sysfsd.containers.registry import Registry
 from sysfsd.containers.reservations import Reservations
@@ -295,7 +294,7 @@ async def _prove_alive(store: handover.Store, relay: Relay, mountpoints: Sequenc
     """
     while True:
         for mountpoint in mountpoints:
-            await trio.to_thread.run_sync(ask_ourselves, mountpoint, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(relay.ask, mountpoint, abandon_on_cancel=True)
         if relay.oldest_seconds < ANSWER_SECONDS:
             await trio.to_thread.run_sync(store.alive)
         await trio.sleep(ALIVE_SECONDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -38,24 +39,6 @@ _BATCH = 32
 
 _GONE = frozenset({errno.ENODEV, errno.ECONNABORTED})
 """What reading the device says once the last mount is gone, or the connection was aborted."""
-
-
-def ask_ourselves(mountpoint: str) -> None:
-    """Ask the kernel for a mount that a relay of this process serves; to be done in a thread.
-
-    Returns once the event loop has answered. Raises ``OSError`` if the connection is gone. The
-    relay does that at once, and not pyfuse3: whoever is killed while a request is being answered
-    waits for the answer, and nothing ends that (``request_wait_answer``). If that is a thread of
-    the very process which should answer, this one never goes, and neither do its lock and its
-    descriptors: no successor would ever come in.
-    """
-    with contextlib.suppress(BlockingIOError):
-        # Not stat(2): the kernel knows a directory's attributes by heart.
-        os.statvfs(mountpoint)
-
-
-def _is_ours(thread: int) -> bool:
-    return os.path.exists(f"/proc/self/task/{thread}")
 
 
 class _InFlight(NamedTuple):
@@ -106,6 +89,8 @@ class Relay:
         self._in_flight: dict[int, _InFlight] = {}
         self._waiting: FairQueue[bytes] = FairQueue(at_once)
         self._is_killed = is_killed
+        self._asking = -1
+        """The thread that asks us whether we are well."""
         self._unsent: bytes | None = None
         self._stuck = trio.Event()
         self.counters = counters
@@ -116,6 +101,20 @@ class Relay:
     def in_flight(self) -> int:
         """Requests read from the kernel and not answered yet."""
         return len(self._in_flight) + len(self._waiting)
+
+    def ask(self, mountpoint: str) -> None:
+        """Ask the kernel for a mount that we serve; to be done in a thread.
+
+        Returns once the event loop has answered. Raises ``OSError`` if the connection is gone. The
+        relay answers that at once, and not pyfuse3: whoever is killed while a request is being
+        answered waits for the answer, and nothing ends that (``request_wait_answer``). If that is a
+        thread of the very process which should answer, this one never goes, and neither do its lock
+        and its descriptors: no successor would ever come in.
+        """
+        self._asking = threading.get_native_id()
+        with contextlib.suppress(BlockingIOError):
+            # Not stat(2): the kernel knows a directory's attributes by heart.
+            os.statvfs(mountpoint)
 
     @property
     def oldest_seconds(self) -> float:
@@ -192,8 +191,8 @@ class Relay:
                 self.counters.of(request.opcode).requests += 1
                 if request.opcode == Opcode.INTERRUPT:
                     self._interrupt(device, packets.interrupted(buffer), mark)
-                elif request.opcode == Opcode.STATFS and _is_ours(packets.thread_of(buffer)):
-                    # See `ask_ourselves`: as little time as can be between the two of us.
+                elif self._is_ours(request, buffer):
+                    # See `ask`: as little time as can be between the two of us.
                     self._write(device, packets.refusal(request.unique, errno.EAGAIN))
                 elif request.opcode == Opcode.INIT and self._agreed.is_set():
                     # Both mounts get what pyfuse3 said to the first, and one that was not told in
@@ -203,6 +202,13 @@ class Relay:
                     self._write(device, reply)
                 elif request.opcode not in packets.UNANSWERED:
                     take(request, view[:length])
+
+    def _is_ours(self, request: Request, packet: bytearray) -> bool:
+        return (
+            request.opcode == Opcode.STATFS
+            and request.uid == 0
+            and packets.thread_of(packet) == self._asking
+        )
 
     def _send_again(self, device: int) -> bool:
         """Have the kernel send again what was lost; False if it does not know how to."""
