@@ -50,12 +50,14 @@ class FairQueue(Generic[T]):
         """How many wait."""
         return len(self._owner_of)
 
-    def push(self, owner: Hashable, number: int, request: T, weight: int = 0) -> None:
-        """Have a request wait; one without weight is never `shed`."""
+    def push(self, owner: Hashable, number: int, request: T, weight: int = 1) -> None:
+        """Have a request wait; one without weight is never `shed`, and its owner's first."""
         known = self._owners.get(owner)
         if known is None:
             known = self._owners[owner] = _Owner()
         known.waiting[number] = request, weight
+        if not weight:
+            known.waiting.move_to_end(number, last=False)
         known.weight += weight
         self.weight += weight
         self._owner_of[number] = owner

@@ -230,7 +230,9 @@ class Relay:
             self._write(device, packets.refusal(unique, errno.EINTR))
 
     def _queue(self, request: Request, packet: memoryview) -> None:
-        # What is closed must be: it would be kept for ever. Nobody has more open than we say.
+        # What is closed must be, or it would be kept for ever, and before more is opened: the
+        # kernel hands out few of these at a time (fuse_flush_bg_queue), and who opens and closes
+        # much would have too much open.
         weight = 0 if request.opcode == Opcode.RELEASE else len(packet) + _PACKET_OVERHEAD
         self._waiting.push(request.owner, request.unique, bytes(packet), weight)
         self._pass_on()

@@ -69,7 +69,11 @@ def test_who_has_most_waiting_does_without_the_youngest() -> None:
     assert queue.shed(2) == [(6, "")]
     assert queue.weight == 30
     assert [queue.get(number) for number in (2, 3, 6)] == ["", None, None]
-    assert owners(queue, 4) == "aaaa"
+    first = queue.pop()
+    assert first is not None
+    assert first[1] == 5
+    queue.done("a")
+    assert owners(queue, 3) == "aaa"
     assert queue.pop() is None
     assert queue.weight == 0
     assert queue.shed(2) == []
