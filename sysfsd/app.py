@@ -61,6 +61,9 @@ RESUME_PAUSE_SECONDS = 1.0
 ALIVE_SECONDS = 3.0
 """Between two proofs that we don't hang; whoever watches over us waits several times as long."""
 
+ANSWER_SECONDS = 10.0
+"""An answer that takes longer will not come: all are made of small files of the kernel's."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -101,11 +104,15 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
 
         # Callers may be waiting: whatever is not needed to answer them comes after the channel.
         exact = os.path.join(private, "exact")
+        before = notes.get("tree")
+        if before is None:  # the kernel knows files by numbers that nobody knows any more
+            handover.forget(store, "views", "exact")
         connections = [
             stack.enter_context(device.taken_over(store, name, point))
             for name, point in (("views", config.mountpoint), ("exact", exact))
         ]
         resumed = any(connection.resumed for connection in connections)
+        whole = all(connection.resumed for connection in connections)
         for name, connection in zip(("views", "exact"), connections, strict=True):
             _note_mount(mounted, name, connection.mountpoint)
         nodes = await sysctls_to_emulate(config, notes, ask=not resumed)
@@ -116,7 +123,7 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
             policy=HostSysctls(config.sysctls, os.path.join(config.state_dir, JOURNAL), limit),
         )
         stack.callback(sysctls.close_all)
-        before = notes.get("tree") or {"numbers": {}, "life": 0}
+        before = before or {"numbers": {}, "life": 0}
         tree = Tree(VIEWS, HostFiles().has, LINKS, nodes, before["numbers"] if resumed else None)
         life = before["life"] + 1
         notes.put("tree", {"numbers": dict(tree.numbers), "life": life})
@@ -225,9 +232,9 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
                 pressure = directory
                 _note_mount(mounted, "pressure", directory)
         background.start_soon(server.serve, listener)
-        background.start_soon(_prove_alive, store, [config.mountpoint, exact])
+        background.start_soon(_prove_alive, store, relay, [config.mountpoint, exact])
         covering = trio.CancelScope()
-        if restored and not (resumed and tree.numbers == before["numbers"]):
+        if restored and not (whole and tree.numbers == before["numbers"]):
             background.start_soon(cover_containers, config.control, covering)
         if resumed:
             background.start_soon(ask_again, notes)
@@ -310,13 +317,16 @@ async def _resume_coherence(coherence: Coherence, reservations: Reservations) ->
     _log.info("docker cp may not see what these containers do, nor they it", containers=list(notes))
 
 
-async def _prove_alive(store: handover.Store, mountpoints: Sequence[str]) -> None:
-    """Ask the kernel for our mounts, which asks us, and say that we don't hang if we answered."""
+async def _prove_alive(store: handover.Store, relay: Relay, mountpoints: Sequence[str]) -> None:
+    """Ask the kernel for our mounts, which asks us, and say that we don't hang if we answered.
+
+    And if nobody else waits for an answer that does not come.
+    """
     while True:
         for mountpoint in mountpoints:
-            # Not stat(2): the kernel knows a directory's attributes by heart.
-            await trio.to_thread.run_sync(os.statvfs, mountpoint, abandon_on_cancel=True)
-        store.alive()
+            await trio.to_thread.run_sync(relay.ask, mountpoint, abandon_on_cancel=True)
+        if relay.oldest_seconds < ANSWER_SECONDS:
+            await trio.to_thread.run_sync(store.alive)
         await trio.sleep(ALIVE_SECONDS)
 
 

@@ -34,22 +34,28 @@ def in_children(
     but only for ``patience`` seconds, and only for itself. One that is gone needs nothing.
     """
     left: list[str] = []
-    for start in range(0, len(containers), _AT_ONCE):
-        children = {
-            _child(lambda each=each: work(each)): str(each["id"])  # type: ignore[misc]
-            for each in containers[start : start + _AT_ONCE]
-        }
-        deadline = time.monotonic() + patience
-        for child, container in children.items():
-            pidfd = os.pidfd_open(child)
-            try:
-                if not select.select([pidfd], [], [], max(0, deadline - time.monotonic()))[0]:
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    waiting = list(reversed(containers))
+    # Those that make us wait must not take up the places of others, time after time.
+    at_work: dict[int, tuple[int, str, float]] = {}
+    while waiting or at_work:
+        while waiting and len(at_work) < _AT_ONCE:
+            each = waiting.pop()
+            child = _child(lambda each=each: work(each))  # type: ignore[misc]
+            deadline = time.monotonic() + patience
+            at_work[os.pidfd_open(child)] = child, str(each["id"]), deadline
+        soonest = min(deadline for _, _, deadline in at_work.values())
+        ended = select.select(list(at_work), [], [], max(0, soonest - time.monotonic()))[0]
+        for pidfd, (child, container, deadline) in list(at_work.items()):
+            if pidfd in ended:
+                if os.waitpid(child, 0)[1] != 0:
                     left.append(container)
-                elif os.waitpid(child, 0)[1] != 0:
-                    left.append(container)
-            finally:
-                os.close(pidfd)
+            elif deadline <= time.monotonic():
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                left.append(container)
+            else:
+                continue
+            os.close(pidfd)
+            del at_work[pidfd]
     return left
 
 

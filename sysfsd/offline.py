@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from sysfsd.additions import withdraw
 from sysfsd.attach import in_container, unmount_beneath
-from sysfsd.channel.device import unmount
+from sysfsd.channel.device import FSTYPE, mount_there, unmount
 from sysfsd.children import in_children
 from sysfsd.containers import saved
 from sysfsd.documents import Documents
@@ -23,7 +23,7 @@ from sysfsd.kernel.procfs import is_running
 from sysfsd.sysctls.probe import ADDABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
     from sysfsd.containers.record import ContainerRecord
     from sysfsd.kernel.mounts import Mount
@@ -34,7 +34,8 @@ MOUNTS = "mounts"
 
 _PATIENCE_SECONDS = 5.0
 
-_TABLE_BYTES = 64 << 20
+_MAX_POINTS = 1 << 14
+"""Places in one container; it has some two hundred unless it binds our files elsewhere."""
 
 
 def take_left_views(state_dir: str) -> list[str]:
@@ -56,8 +57,15 @@ def take_left_views(state_dir: str) -> list[str]:
         _PATIENCE_SECONDS,
     )
     for each in mounted:
-        unmount(str(each["point"]))
+        there = mount_there(str(each["point"]))
+        if there is not None and there.device in devices:
+            unmount(there.point)
     return left
+
+
+def _is_ours(mount: Mount, devices: Collection[str]) -> bool:
+    """By number and type: the numbers of file systems that are gone become others'."""
+    return mount.device in devices and mount.fstype == FSTYPE
 
 
 def _take(record: ContainerRecord, devices: Collection[str], marks: Collection[str]) -> None:
@@ -67,6 +75,17 @@ def _take(record: ContainerRecord, devices: Collection[str], marks: Collection[s
             uncover_all(devices=devices, marks=marks, cgroup=record.cgroup.get(UNIFIED), init=init)
     finally:
         os.close(init)
+
+
+def _mounts_below(own: int) -> Iterator[Mount]:
+    """Mounts of the namespace and the root that we are in now (proc_mounts_open).
+
+    ``own`` is a descriptor of our directory in /proc.
+    """
+    fd = os.open("mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=own)
+    with open(fd, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        for line in file:
+            yield from mounts.parse_mountinfo([line])
 
 
 def uncover_all(
@@ -82,23 +101,27 @@ def uncover_all(
     def is_ours(mount: Mount) -> bool:
         name = mount.point.removeprefix("/proc/pressure/")
         bound = cgroup is not None and mount.root == f"{cgroup.rstrip('/')}/{name}.pressure"
-        return mount.device in devices or (mount.fstype == "cgroup2" and bound)
+        return _is_ours(mount, devices) or (mount.fstype == "cgroup2" and bound)
 
     own = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def uncover(root: int) -> list[str]:
         # Of the mount namespace and the root that we are in when it is opened (proc_mounts_open).
-        with open(os.open("mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=own), "rb") as file:
-            text = file.read(_TABLE_BYTES).decode("utf-8", "surrogateescape")
         for directory in ADDABLE:
             for mark in marks:
                 withdraw(root, directory, (), (), mark)
-        layers: dict[str, list[Mount]] = {}
-        for mount in mounts.parse_mountinfo(line for line in text.split("\n") if line):
-            layers.setdefault(mount.point, []).append(mount)
+        # Line by line, and twice: a container has as many mounts as it likes, with long names.
+        points: set[str] = set()
+        for mount in _mounts_below(own):
+            if len(points) < _MAX_POINTS and is_ours(mount):
+                points.add(mount.point)
+        layers: dict[str, list[bool]] = {}
+        for mount in _mounts_below(own):
+            if mount.point in points:
+                layers.setdefault(mount.point, []).append(is_ours(mount))
         uncovered = []
         for point, there in layers.items():
-            while there and is_ours(there.pop()):
+            while there and there.pop():
                 try:
                     unmount_beneath(root, point.lstrip("/"))
                 except OSError as error:

@@ -27,6 +27,8 @@ class ChannelCounters:
         self._by_opcode: dict[int, OpcodeCounters] = {}
         self.lost_replies = 0
         """Replies to requests that nobody waited for any more."""
+        self.shed = 0
+        """Requests that were refused because too much waited."""
         self.most_in_flight = 0
 
     def of(self, opcode: int) -> OpcodeCounters:
@@ -58,5 +60,6 @@ class ChannelCounters:
                 for opcode, counters in sorted(self._by_opcode.items())
             },
             "lost_replies": self.lost_replies,
+            "shed": self.shed,
             "most_in_flight": self.most_in_flight,
         }

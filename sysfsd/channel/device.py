@@ -93,8 +93,13 @@ def _is_served_by(device: int, mountpoint: str) -> bool:
     # A connection that has ended says POLLERR (fuse_dev_poll).
     if any(events & select.POLLERR for _, events in poller.poll(0)):
         return False
+    return mount_there(mountpoint) is not None
+
+
+def mount_there(mountpoint: str) -> mounts.Mount | None:
+    """What is mounted there; None if that is nothing of ours."""
     there = mounts.mount_at(mounts.read_mounts(), _real(mountpoint))
-    return there is not None and there.fstype == FSTYPE
+    return there if there is not None and there.fstype == FSTYPE else None
 
 
 def device_of(mountpoint: str) -> str:
@@ -153,8 +158,7 @@ def prepare_mountpoint(mountpoint: str, *, make: bool) -> None:
             syscalls.umount(mountpoint, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
     if not os.path.isdir(mountpoint):
         raise UsageError(f"{mountpoint} is not a directory")
-    there = mounts.mount_at(mounts.read_mounts(), _real(mountpoint))
-    if there is not None and there.fstype == FSTYPE:
+    if mount_there(mountpoint) is not None:
         raise SysfsdError(
             f"another sysfsd is mounted at {mountpoint}; stop it, or choose another directory"
         )

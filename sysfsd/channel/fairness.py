@@ -3,7 +3,8 @@
 The kernel has one queue for a whole mount, so that whoever asks ten thousand things at once comes
 first ten thousand times. Requests are therefore taken out of it as soon as they are there, and wait
 here. An owner that had nothing waiting is *new* and comes before those that have (as sparse flows
-do in RFC 8290, fq_codel), once: then it waits its turn like all others.
+do in RFC 8290, fq_codel), once: then it waits its turn like all others. Of those that have, one
+comes after `NEW_IN_A_ROW` new ones, since whoever can be many owners could else always be new.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+NEW_IN_A_ROW = 8
+
 
 @dataclass(slots=True)
 class _Owner(Generic[T]):
-    waiting: OrderedDict[int, T] = field(default_factory=OrderedDict)
-    """By number, the oldest first."""
+    waiting: OrderedDict[int, tuple[T, int]] = field(default_factory=OrderedDict)
+    """By number, the oldest first; with what it weighs."""
+    weight: int = 0
+    """Of all that wait."""
     at_work: int = 0
     queued: bool = False
     """It is among those that take turns."""
@@ -37,17 +42,24 @@ class FairQueue(Generic[T]):
         self._owner_of: dict[int, Hashable] = {}
         self._new: deque[Hashable] = deque()
         self._old: deque[Hashable] = deque()
+        self._new_in_a_row = 0
+        self.weight = 0
+        """Of all that wait."""
 
     def __len__(self) -> int:
         """How many wait."""
         return len(self._owner_of)
 
-    def push(self, owner: Hashable, number: int, request: T) -> None:
-        """Have a request wait."""
+    def push(self, owner: Hashable, number: int, request: T, weight: int = 1) -> None:
+        """Have a request wait; one without weight is never `shed`, and its owner's first."""
         known = self._owners.get(owner)
         if known is None:
             known = self._owners[owner] = _Owner()
-        known.waiting[number] = request
+        known.waiting[number] = request, weight
+        if not weight:
+            known.waiting.move_to_end(number, last=False)
+        known.weight += weight
+        self.weight += weight
         self._owner_of[number] = owner
         if not known.queued and known.at_work < self._at_once:
             known.queued = True
@@ -56,14 +68,17 @@ class FairQueue(Generic[T]):
     def pop(self) -> tuple[Hashable, int, T] | None:
         """Take the next one out, to work on it until `done`; None if nobody may have a turn."""
         while self._new or self._old:
-            owner = (self._new or self._old).popleft()
+            enough = self._new_in_a_row >= NEW_IN_A_ROW and self._old
+            chosen = self._new if self._new and not enough else self._old
+            self._new_in_a_row = self._new_in_a_row + 1 if chosen is self._new else 0
+            owner = chosen.popleft()
             known = self._owners[owner]
             if not known.waiting:  # given up meanwhile
                 known.queued = False
                 self._tidy(owner, known)
                 continue
-            number, request = known.waiting.popitem(last=False)
-            del self._owner_of[number]
+            number = next(iter(known.waiting))
+            request = self._take(number)
             known.at_work += 1
             known.queued = bool(known.waiting) and known.at_work < self._at_once
             if known.queued:
@@ -82,10 +97,33 @@ class FairQueue(Generic[T]):
 
     def give_up(self, number: int) -> T | None:
         """Take out a request that nobody waits for any more; None if it is not here."""
-        if number not in self._owner_of:
-            return None
-        owner = self._owner_of.pop(number)
-        return self._owners[owner].waiting.pop(number)
+        return self._take(number) if number in self._owner_of else None
+
+    def get(self, number: int) -> T | None:
+        """Return a request that waits, and leave it there; None if it is not here."""
+        owner = self._owner_of.get(number)
+        return None if owner is None else self._owners[owner].waiting[number][0]
+
+    def shed(self, at_most: int) -> list[tuple[int, T]]:
+        """Take the youngest out, half or as many, of whoever has most waiting by weight.
+
+        So that what waits is bounded, and nobody but who exceeds it has to do without (fq_codel
+        drops from the fattest flow, several at a time, for the same reasons).
+        """
+        heaviest = max(self._owners.values(), key=lambda each: each.weight, default=None)
+        if heaviest is None:
+            return []
+        at_most = min(at_most, len(heaviest.waiting) // 2 + 1)
+        numbers = (number for number, (_, weight) in reversed(heaviest.waiting.items()) if weight)
+        chosen = [number for number, _ in zip(numbers, range(at_most), strict=False)]
+        return [(number, self._take(number)) for number in chosen]
+
+    def _take(self, number: int) -> T:
+        known = self._owners[self._owner_of.pop(number)]
+        request, weight = known.waiting.pop(number)
+        known.weight -= weight
+        self.weight -= weight
+        return request
 
     def _tidy(self, owner: Hashable, known: _Owner[T]) -> None:
         if not known.waiting and not known.at_work and not known.queued:

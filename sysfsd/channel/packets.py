@@ -52,6 +52,8 @@ _OUR_INIT = 1
 """The number of an INIT of our own: the kernel's are even."""
 
 _INTERRUPTED = struct.Struct("=Q")
+_PID = struct.Struct("=I")
+_PID_AT = 32
 
 LOST_AT_MOST = 1 << 13
 """Requests that a predecessor may have had at once."""
@@ -285,6 +287,12 @@ def interrupted(packet: bytearray | memoryview | bytes) -> int:
     """The number of the request that an INTERRUPT is about."""
     (unique,) = _INTERRUPTED.unpack_from(packet, IN_HEADER_BYTES)
     return int(unique)
+
+
+def thread_of(packet: bytearray | memoryview | bytes) -> int:
+    """The thread that asks, as the pid namespace numbers it that the mount was made in; or 0."""
+    (pid,) = _PID.unpack_from(packet, _PID_AT)
+    return int(pid)
 
 
 def write_appended_at_start(packet: bytearray | memoryview, request: Request) -> None:

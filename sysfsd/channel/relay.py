@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -12,6 +14,7 @@ import trio
 from sysfsd.channel import packets
 from sysfsd.channel.fairness import FairQueue
 from sysfsd.channel.packets import Opcode
+from sysfsd.kernel.procfs import is_killed
 
 if TYPE_CHECKING:
     import socket
@@ -26,7 +29,8 @@ MAX_IN_FLIGHT = 64
 AT_ONCE = 4
 """Those of them that are of one container, or of one user: others don't wait for more than that."""
 
-_MAX_WAITING_BYTES = 32 << 20
+MAX_WAITING_BYTES = 32 << 20
+_SHED_AT_ONCE = 64
 _PACKET_OVERHEAD = 512
 """Bytes of ours for each packet that waits, about: a small one takes no less."""
 
@@ -76,9 +80,10 @@ class Relay:
         max_in_flight: int = MAX_IN_FLIGHT,
         at_once: int = AT_ONCE,
         answer: Callable[[int, memoryview], bytes | None] | None = None,
+        is_killed: Callable[[int], bool] = is_killed,
     ) -> None:
         self._device = device
-        self._answer = answer
+        self._shortcut = answer
         self._server = server
         self._second = second
         self._resumed = resumed
@@ -89,8 +94,9 @@ class Relay:
         self._max_in_flight = max_in_flight
         self._in_flight: dict[int, _InFlight] = {}
         self._waiting: FairQueue[bytes] = FairQueue(at_once)
-        self._waiting_bytes = 0
-        self._room = trio.Event()
+        self._is_killed = is_killed
+        self._asking = -1
+        """The thread that asks us whether we are well."""
         self._unsent: bytes | None = None
         self._stuck = trio.Event()
         self.counters = counters
@@ -101,6 +107,28 @@ class Relay:
     def in_flight(self) -> int:
         """Requests read from the kernel and not answered yet."""
         return len(self._in_flight) + len(self._waiting)
+
+    def ask(self, mountpoint: str) -> None:
+        """Ask the kernel for a mount that we serve; to be done in a thread.
+
+        Returns once the event loop has answered. Raises ``OSError`` if the connection is gone. The
+        relay answers that at once, and not pyfuse3: whoever is killed while a request is being
+        answered waits for the answer, and nothing ends that (``request_wait_answer``). If that is a
+        thread of the very process which should answer, this one never goes, and neither do its lock
+        and its descriptors: no successor would ever come in.
+        """
+        self._asking = threading.get_native_id()
+        with contextlib.suppress(BlockingIOError):
+            # Not stat(2): the kernel knows a directory's attributes by heart.
+            os.statvfs(mountpoint)
+
+    @property
+    def oldest_seconds(self) -> float:
+        """For how long pyfuse3 has been working on what it has been working on longest."""
+        if not self._in_flight:
+            return 0
+        oldest = next(iter(self._in_flight.values()))
+        return (time.perf_counter_ns() - oldest.started_ns) / 1e9
 
     def stats(self) -> dict[str, object]:
         """What went through so far."""
@@ -123,9 +151,9 @@ class Relay:
                 packets.limit_init_request(packet, len(packet))
             elif self._node_in_handle:
                 packets.put_node_in_handle(packet, request)
-            if self._answer is not None:
+            if self._shortcut is not None:
                 began = time.perf_counter_ns()
-                data = self._answer(request.opcode, packet)
+                data = self._shortcut(request.opcode, packet)
                 if data is not None:
                     self._write(self._device, packets.success(request.unique, data))
                     elapsed = time.perf_counter_ns() - began
@@ -159,10 +187,6 @@ class Relay:
         while True:
             await trio.lowlevel.wait_readable(device)
             for _ in range(_BATCH):
-                while self._waiting_bytes >= _MAX_WAITING_BYTES:
-                    if self._room.is_set():
-                        self._room = trio.Event()
-                    await self._room.wait()
                 try:
                     length = os.readv(device, [buffer])
                 except BlockingIOError:
@@ -174,13 +198,16 @@ class Relay:
                         continue
                     raise
                 request = packets.parse_request(buffer)
-                if lost:
+                if lost and request.opcode != Opcode.INTERRUPT:  # has the number of a lost one
                     lost = False
                     for unique in packets.lost_before(request.unique):
                         self._write(device, packets.refusal(unique, errno.EINTR))
                 self.counters.of(request.opcode).requests += 1
                 if request.opcode == Opcode.INTERRUPT:
                     self._interrupt(device, packets.interrupted(buffer), mark)
+                elif self._is_ours(request, buffer):
+                    # See `ask`: as little time as can be between the two of us.
+                    self._write(device, packets.refusal(request.unique, errno.EAGAIN))
                 elif request.opcode == Opcode.INIT and self._agreed.is_set():
                     # Both mounts get what pyfuse3 said to the first, and one that was not told in
                     # an earlier life; it would take another for its own.
@@ -189,6 +216,13 @@ class Relay:
                     self._write(device, reply)
                 elif request.opcode not in packets.UNANSWERED:
                     take(request, view[:length])
+
+    def _is_ours(self, request: Request, packet: bytearray) -> bool:
+        return (
+            request.opcode == Opcode.STATFS
+            and request.uid == 0
+            and packets.thread_of(packet) == self._asking
+        )
 
     def _send_again(self, device: int) -> bool:
         """Have the kernel send again what was lost; False if it does not know how to."""
@@ -199,21 +233,27 @@ class Relay:
         return True
 
     def _interrupt(self, device: int, unique: int, mark: int) -> None:
-        """Answer a request that has not had its turn: killed callers are not to wait for it."""
-        packet = self._waiting.give_up(unique | mark)
-        if packet is not None:
-            self._unqueue(packet)
+        """Answer a request that has not had its turn: killed callers are not to wait for it.
+
+        Any signal interrupts a request (``request_wait_answer``), but no other interrupts whoever
+        reads procfs: nobody expects EINTR there, and SA_RESTART does not help against a reply.
+        """
+        packet = self._waiting.get(unique | mark)
+        if packet is not None and self._is_killed(packets.thread_of(packet)):
+            self._waiting.give_up(unique | mark)
             self._write(device, packets.refusal(unique, errno.EINTR))
 
     def _queue(self, request: Request, packet: memoryview) -> None:
-        self._waiting.push(request.owner, request.unique, bytes(packet))
-        self._waiting_bytes += len(packet) + _PACKET_OVERHEAD
+        # What is closed must be, or it would be kept for ever, and before more is opened: the
+        # kernel hands out few of these at a time (fuse_flush_bg_queue), and who opens and closes
+        # much would have too much open.
+        weight = 0 if request.opcode == Opcode.RELEASE else len(packet) + _PACKET_OVERHEAD
+        self._waiting.push(request.owner, request.unique, bytes(packet), weight)
         self._pass_on()
-
-    def _unqueue(self, packet: bytes) -> None:
-        self._waiting_bytes -= len(packet) + _PACKET_OVERHEAD
-        if self._waiting_bytes < _MAX_WAITING_BYTES:
-            self._room.set()
+        while self._waiting.weight > MAX_WAITING_BYTES:
+            for unique, _ in self._waiting.shed(_SHED_AT_ONCE):
+                self.counters.shed += 1
+                self._answer(bytearray(packets.refusal(unique, errno.ENOMEM)))
 
     def _pass_on(self) -> None:
         """Hand pyfuse3 whatever may have its turn."""
@@ -222,7 +262,6 @@ class Relay:
             if chosen is None:
                 return
             owner, unique, packet = chosen
-            self._unqueue(packet)
             opcode = packets.parse_request(packet).opcode
             self._in_flight[unique] = _InFlight(opcode, time.perf_counter_ns(), owner)
             self.counters.most_in_flight = max(self.counters.most_in_flight, len(self._in_flight))
@@ -265,17 +304,21 @@ class Relay:
                     self._agreement = bytes(view[:length])
                     self._agreed.set()
                     ours = packets.is_ours(reply)
-                device = self._device
-                if self._second is not None and reply.unique & packets.UNIQUE_MARK:
-                    packets.unmark(buffer, reply)
-                    device = self._second
-                if not ours and not self._write(device, view[:length]):
+                if not ours and not self._answer(view[:length]):
                     return
                 if asked is not None:
                     elapsed = time.perf_counter_ns() - asked.started_ns
                     self.counters.answered(asked.opcode, elapsed, error=reply.error)
                     self._waiting.done(asked.owner)
                     self._pass_on()
+
+    def _answer(self, packet: bytearray | memoryview) -> bool:
+        """Answer whichever mount it is; False if the (first) is gone."""
+        reply, device = packets.parse_reply(packet), self._device
+        if self._second is not None and reply.unique & packets.UNIQUE_MARK:
+            packets.unmark(packet, reply)
+            device = self._second
+        return self._write(device, packet)
 
     def _write(self, device: int, reply: bytearray | memoryview | bytes) -> bool:
         """Answer the kernel; False if the (first) mount is gone."""

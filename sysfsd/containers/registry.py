@@ -234,18 +234,22 @@ class Registry:
         with contextlib.ExitStack() as stack:
             pidfd = os.pidfd_open(record.pid)
             stack.callback(os.close, pidfd)
-            userns_fd = namespaces.open_namespace(record.pid, "user", self._proc)
-            stack.callback(os.close, userns_fd)
-            key = namespaces.namespace_key(userns_fd)
-            same = record.userns == (None if key == self._own_userns else key)
+            now_fd = namespaces.open_namespace(record.pid, "user", self._proc)
+            stack.callback(os.close, now_fd)
+            # It may have gone into one inside of its own meanwhile (unshare(2)), and nowhere else.
+            key = record.userns or self._own_userns
+            userns_fd = namespaces.open_in_lineage(now_fd, key)
+            if userns_fd is not None:
+                stack.callback(os.close, userns_fd)
             # By number and start it is that process, and as long as the pidfd is alive it was.
             if (
-                not same
+                userns_fd is None
                 or not is_running(record.pid, record.start_ticks, self._proc)
                 or not namespaces.pidfd_alive(pidfd)
             ):
                 raise ProcessLookupError(errno.ESRCH, "its process is gone")
             stack.pop_all()
+            os.close(now_fd)
         return _Entry(record, pidfd, userns_fd)
 
     def _save(self, record: ContainerRecord) -> None:

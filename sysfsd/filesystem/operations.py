@@ -25,6 +25,8 @@ _log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+_ERRNO_END = 512
+
 STATIC_TIMEOUT = 3600.0
 """Seconds that the kernel may keep what never changes: names inside a container's subtree."""
 
@@ -44,7 +46,8 @@ def errno_of(error: Exception) -> int | None:
     if isinstance(error, NoSuchView):
         return errno.ENOENT
     if isinstance(error, OSError):
-        return error.errno or errno.EIO
+        # The kernel takes no others in a reply (fuse_dev_do_write), but has some for itself.
+        return error.errno if error.errno and 0 < error.errno < _ERRNO_END else errno.EIO
     return None
 
 

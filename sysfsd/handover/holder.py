@@ -16,6 +16,7 @@ It is idle for as long as nothing happens: standard library only, and little of 
 from __future__ import annotations
 
 import array
+import fcntl
 import json
 import os
 import select
@@ -44,7 +45,7 @@ LISTENER = 3
 """The descriptor at which the holder is started to listen."""
 
 _SO_PEERPIDFD = 77  # asm-generic/socket.h, since Linux 6.5
-_GIVING_UP_SECONDS = 30.0
+GIVING_UP_SECONDS = 30.0
 
 
 class Holder:
@@ -105,7 +106,7 @@ class Holder:
                 return False
             self._heard = time.monotonic()
             return self._obey(json.loads(packet), fds)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, TypeError, RecursionError):
             self._lose()
             return False
         finally:
@@ -149,7 +150,7 @@ class Holder:
 
     def _give_up(self) -> None:
         """Let the containers have the kernel's files, while callers wait for us: none may fail."""
-        if not self._kept:
+        if not self._kept or self._is_served():
             return
         print(
             f"sysfsd: no daemon for {PATIENCE_SECONDS:.0f} s: containers get the kernel's files",
@@ -160,10 +161,24 @@ class Holder:
             subprocess.run(
                 [*command, "--state-dir", self._state_dir],
                 check=False,
-                timeout=_GIVING_UP_SECONDS,
+                timeout=GIVING_UP_SECONDS,
             )
         except (OSError, subprocess.SubprocessError) as error:
             print(f"sysfsd: {error}", file=sys.stderr)
+
+    def _is_served(self) -> bool:
+        """Whether a daemon lives that we lost sight of: it has the lock of the directory."""
+        try:
+            lock = os.open(os.path.join(self._state_dir, "lock"), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
 
 
 def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:

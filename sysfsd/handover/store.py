@@ -10,6 +10,8 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Protocol
 
+import structlog
+
 from sysfsd.errors import SysfsdError
 from sysfsd.handover import holder
 from sysfsd.notify import notify
@@ -19,7 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SECONDS = 5.0
+_ATTEMPTS = 3
+_ALIVE = json.dumps({"alive": True}).encode()
 _FIRST = 3  # SD_LISTEN_FDS_START, sd_listen_fds(3)
+
+_log = structlog.get_logger(__name__)
 
 
 class Store(Protocol):
@@ -35,7 +41,7 @@ class Store(Protocol):
         """Keep what has that name no longer."""
 
     def alive(self) -> None:
-        """Say that we don't hang; once every few seconds."""
+        """Say that we don't hang; once every few seconds, in a thread. Raises ``SysfsdError``."""
 
     def leave(self) -> None:
         """Say that there will be no successor, or one that begins anew."""
@@ -80,43 +86,42 @@ class HolderStore:
         """Connect; ``private`` is a directory of ours alone. Raises ``SysfsdError``."""
         self._path = os.path.join(private, "holder")
         self._state_dir = state_dir
-        try:
-            self._socket = self._connect()
-        except OSError:
-            try:
-                self._start()
-                self._socket = self._connect()
-            except OSError as error:
-                raise SysfsdError(f"no process to keep descriptors: {error}") from None
-        self._socket.settimeout(_SECONDS)
-        try:
-            packet, fds, _flags, _ = socket.recv_fds(
-                self._socket, holder.PACKET_BYTES, holder.MAX_DESCRIPTORS
-            )
-            names = json.loads(packet)["names"]
-        except (OSError, ValueError, KeyError) as error:
-            raise SysfsdError(f"the process that keeps descriptors: {error!r}") from None
-        for fd in fds:
-            os.set_inheritable(fd, False)
-        self._taken: dict[str, int] = dict(zip(names, fds, strict=True))
+        self._child: int | None = None
+        self._kept: dict[str, int] = {}
+        """What it has of us: those who have them close them."""
+        self._socket, self._taken = self._open()
 
     def take(self, name: str) -> int | None:
         """See `Store`."""
-        return self._taken.pop(name, None)
+        fd = self._taken.pop(name, None)
+        if fd is not None:
+            self._kept[name] = fd
+        return fd
 
     def keep(self, name: str, fd: int) -> None:
         """See `Store`."""
         socket.send_fds(self._socket, [json.dumps({"keep": name}).encode()], [fd])
         if self._socket.recv(holder.PACKET_BYTES) != b"kept":
             raise OSError("the process that keeps descriptors has ended")
+        self._kept[name] = fd
 
     def drop(self, name: str) -> None:
         """See `Store`."""
+        self._kept.pop(name, None)
         self._say({"drop": name})
 
     def alive(self) -> None:
-        """See `Store`."""
-        self._say({"alive": True})
+        """See `Store`. If nobody hears it, all is given to one that does, which takes a while."""
+        try:
+            self._socket.send(_ALIVE)
+        except ConnectionError:
+            self._socket.close()
+            self._socket, theirs = self._open()
+            for fd in theirs.values():  # it was not gone, and has all that we have
+                os.close(fd)
+            for name, fd in list(self._kept.items()):
+                self.keep(name, fd)
+            _log.warning("the process that keeps descriptors was gone: another one has them")
 
     def leave(self) -> None:
         """See `Store`."""
@@ -132,6 +137,26 @@ class HolderStore:
         with contextlib.suppress(OSError):  # it has ended: there is nobody to tell
             self._socket.send(json.dumps(message).encode())
 
+    def _open(self) -> tuple[socket.socket, dict[str, int]]:
+        """Connect to a holder, started if there is none, and return what it has, too."""
+        for _ in range(_ATTEMPTS):
+            try:
+                connection = self._connect()
+            except OSError:
+                try:
+                    self._start()
+                    connection = self._connect()
+                except OSError as error:
+                    raise SysfsdError(f"no process to keep descriptors: {error}") from None
+            try:
+                return connection, _welcomed(connection)
+            except ConnectionError:  # it was about to end
+                connection.close()
+            except (OSError, ValueError, KeyError) as error:
+                connection.close()
+                raise SysfsdError(f"the process that keeps descriptors: {error!r}") from None
+        raise SysfsdError("the process that keeps descriptors ends again and again")
+
     def _connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -141,6 +166,11 @@ class HolderStore:
             raise
         return connection
 
+    def _forget_former(self) -> None:
+        if self._child is not None:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._child, os.WNOHANG)
+
     def _start(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
@@ -148,7 +178,8 @@ class HolderStore:
             listener.bind(self._path)
             listener.listen(1)
             # A session of its own: what is sent to our group or terminal is not for it.
-            os.posix_spawn(
+            self._forget_former()
+            self._child = os.posix_spawn(
                 sys.executable,
                 [sys.executable, "-I", "-S", START, "holder", self._state_dir],
                 {"PATH": os.defpath},
@@ -161,6 +192,21 @@ class HolderStore:
             )
 
 
+def _welcomed(connection: socket.socket) -> dict[str, int]:
+    """What a holder has, which it says first; raises ``ConnectionError`` when it ends instead."""
+    # It may be taking views from containers just now, and ends then.
+    connection.settimeout(holder.GIVING_UP_SECONDS + _SECONDS)
+    packet, fds, _flags, _ = socket.recv_fds(
+        connection, holder.PACKET_BYTES, holder.MAX_DESCRIPTORS
+    )
+    if not packet:
+        raise ConnectionResetError
+    connection.settimeout(_SECONDS)
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    return dict(zip(json.loads(packet)["names"], fds, strict=True))
+
+
 @contextlib.contextmanager
 def opened(private: str, state_dir: str, *, systemd: bool) -> Iterator[Store]:
     """Yield systemd's store, or a holder's."""
@@ -169,6 +215,15 @@ def opened(private: str, state_dir: str, *, systemd: bool) -> Iterator[Store]:
         yield store
     finally:
         store.close()
+
+
+def forget(store: Store, *names: str) -> None:
+    """Let go of what a predecessor kept."""
+    for name in names:
+        fd = store.take(name)
+        if fd is not None:
+            os.close(fd)
+            store.drop(name)
 
 
 def _from_systemd() -> dict[str, int]:

@@ -93,11 +93,19 @@ def device_of_root(pid: int, root: int) -> str:
     with open(f"/proc/self/fdinfo/{root}", encoding="ascii") as file:
         for line in file:
             if line.startswith("mnt_id:"):
-                number = int(line.split()[1])
-                for mount in read_mounts(f"/proc/{pid}/mountinfo"):
-                    if mount.number == number:
-                        return mount.device
-    raise ValueError(f"descriptor {root} is on no mount of process {pid}")
+                number = line.split()[1]
+                return _device_of_mount(pid, number)
+    raise ValueError(f"descriptor {root} has no mount")
+
+
+def _device_of_mount(pid: int, number: str) -> str:
+    # A container has as many mounts as it likes (fs.mount-max): the table is not parsed for one.
+    with open(f"/proc/{pid}/mountinfo", "rb") as table:
+        for entry in table:
+            fields = entry.split(b" ", 3)
+            if fields[0] == number.encode():
+                return fields[2].decode()
+    raise ValueError(f"process {pid} has no mount {number}")
 
 
 def parse_overlay(options: str) -> tuple[list[str], dict[str, str]]:

@@ -85,6 +85,21 @@ def user_namespace_lineage(fd: int) -> list[UsernsKey]:
     return keys
 
 
+def open_in_lineage(fd: int, key: UsernsKey) -> int | None:
+    """Open the user namespace of that key, which is ours or an ancestor; None if it is neither."""
+    current = os.dup(fd)
+    for _ in range(_MAX_DEPTH):
+        if namespace_key(current) == key:
+            return current
+        parent = parent_namespace(current)
+        os.close(current)
+        if parent is None:
+            return None
+        current = parent
+    os.close(current)
+    return None
+
+
 def pidfd_pid(pidfd: int, proc: str = "/proc") -> int:
     """The pid behind a pidfd, as our pid namespace numbers it (pidfd_open(2), fdinfo).
 

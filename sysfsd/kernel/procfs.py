@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -182,6 +183,20 @@ def is_running(pid: int, start_ticks: int, proc: str = "/proc") -> bool:
     except (OSError, ValueError):
         return False
     return task.start_ticks == start_ticks and task.state not in _ENDED
+
+
+def is_killed(thread: int, proc: str = "/proc") -> bool:
+    """Whether a thread, which waits in the kernel, has to end: SIGKILL is pending for it.
+
+    Whatever signal ends a process, the kernel gives SIGKILL to each of its threads
+    (``complete_signal``); but for those with a core dump, which are dumped first.
+    """
+    try:
+        status = read_text(f"{proc}/{thread}/status")
+        pending = status.partition("\nSigPnd:\t")[2].partition("\n")[0]
+        return bool(int(pending, 16) & 1 << (signal.SIGKILL - 1))
+    except (OSError, ValueError):
+        return False
 
 
 def parse_ns_pids(status: str) -> tuple[int, ...]:

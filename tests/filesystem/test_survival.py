@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,8 +16,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
+from sysfsd import app
 from sysfsd.handover import holder
 from tests.support.containers import container
 from tests.support.daemon import serving, sysfsd
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
     from tests.support.containers import Container
     from tests.support.daemon import Serving
+    from tests.support.tidy import ExpectedLog
 
 SECONDS = float(os.environ.get("SYSFSD_SURVIVAL_SECONDS", "8"))
 """For how long the daemon is killed again and again; 60 on request."""
@@ -228,6 +232,126 @@ def test_a_daemon_that_stays_away(tmp_path: Path) -> None:
             assert daemon.stop() == 0
 
 
+def holder_of(daemon: Serving) -> psutil.Process | None:
+    found = [
+        child
+        for child in psutil.Process(daemon.process.pid).children()
+        if child.status() != psutil.STATUS_ZOMBIE and "holder" in child.cmdline()
+    ]
+    return found[0] if found else None
+
+
+def test_the_one_that_keeps_our_connections_ends_first(
+    tmp_path: Path, expected_log: ExpectedLog
+) -> None:
+    with container(memory=64 << 20, isolated=True) as box:
+        with serving(tmp_path) as daemon:
+            attached(daemon, box, "web")
+            former = holder_of(daemon)
+            assert former is not None
+            former.kill()
+
+            def kept() -> bool:
+                now = holder_of(daemon)
+                if now is None or now.pid == former.pid:
+                    return False
+                names = [os.readlink(path) for path in Path(f"/proc/{now.pid}/fd").iterdir()]
+                return names.count("/dev/fuse") >= 2
+
+            until(kept, "another")
+            expected_log.allow("keeps descriptors")
+            until(lambda: "keeps descriptors" in daemon.log.read_text(), "a word about it")
+            daemon.process.kill()
+            daemon.process.wait()
+        with serving(tmp_path) as daemon:
+            assert daemon.call("stats")["life"]["resumed"]
+            assert box.run("head", "-1", "/proc/meminfo").split()[1] == str(64 << 10)
+            assert daemon.stop() == 0
+
+
+def test_whoever_else_talks_to_that_one_changes_nothing(
+    tmp_path: Path, expected_log: ExpectedLog
+) -> None:
+    """It takes them for the next daemon, and then for one that is gone."""
+    with container(memory=64 << 20, isolated=True) as box, serving(tmp_path) as daemon:
+        attached(daemon, box, "web")
+        former = holder_of(daemon)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stray:
+            stray.connect(str(daemon.state_dir / "private/holder"))
+            stray.send(b"5")
+        expected_log.allow("keeps descriptors")
+        until(lambda: "keeps descriptors" in daemon.log.read_text(), "a word about it")
+        assert holder_of(daemon) == former
+        daemon.process.kill()
+        daemon.process.wait()
+        with serving(tmp_path) as successor:
+            assert successor.call("stats")["life"]["resumed"]
+            assert successor.stop() == 0
+
+
+def test_a_daemon_that_starts_just_when_that_one_gives_up(tmp_path: Path) -> None:
+    with container(memory=64 << 20, isolated=True) as box:
+        with serving(tmp_path) as daemon:
+            attached(daemon, box, "web")
+            former = holder_of(daemon)
+            assert former is not None
+            daemon.process.kill()
+            daemon.process.wait()
+        giving_up = holder.PATIENCE_SECONDS + 20
+        until(former.children, "its end to begin", giving_up)
+        with serving(tmp_path) as daemon:
+            until(lambda: "/proc/meminfo" in covered(box), "its views")
+            assert box.run("head", "-1", "/proc/meminfo").split()[1] == str(64 << 10)
+            assert daemon.stop() == 0
+
+
+def broken(directory: Path, handler: str, file: str) -> Path:
+    """Make a copy of ours in which a handler never ends."""
+    directory.mkdir()
+    shutil.copytree(_SOURCES / "sysfsd", directory / "sysfsd")
+    path = directory / "sysfsd/filesystem" / file
+    lines = path.read_text().splitlines(keepends=True)
+    at = next(at for at, line in enumerate(lines) if f"async def {handler}(" in line)
+    body = next(number for number in range(at, len(lines)) if '"""' in lines[number])
+    lines.insert(body + 1, "        import trio\n        await trio.sleep_forever()\n")
+    path.write_text("".join(lines))
+    return directory
+
+
+def test_one_that_is_killed_while_it_asks_itself_goes(tmp_path: Path) -> None:
+    """A request of its own that is being answered would keep it, and its lock, for ever."""
+    sources, state = broken(tmp_path / "broken", "statfs", "operations.py"), tmp_path / "daemon"
+    state.mkdir()
+    with container(memory=64 << 20, isolated=True) as box:
+        with serving(state, sources=sources) as daemon:
+            daemon.register("web", box.pid)
+            until(lambda: "statfs" in daemon.call("stats")["channel"]["requests"], "a look")
+            daemon.process.kill()
+            assert daemon.process.wait(patient(10)) == -signal.SIGKILL
+        with serving(state) as daemon:
+            assert daemon.call("stats")["life"]["resumed"]
+            assert daemon.stop() == 0
+
+
+def test_one_that_does_not_answer_others_is_killed(tmp_path: Path) -> None:
+    sources, state = broken(tmp_path / "broken", "readlink", "pinned.py"), tmp_path / "daemon"
+    state.mkdir()
+    link = "/sys/devices/system/node/node0/cpu0"
+    with (
+        container(memory=64 << 20, isolated=True) as box,
+        serving(state, sources=sources) as daemon,
+    ):
+        attached(daemon, box, "web")
+        command = [*box.enter(), "readlink", link]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as waiting:
+            seconds = app.ANSWER_SECONDS + holder.SILENCE_SECONDS + 20
+            assert daemon.process.wait(patient(seconds)) == -signal.SIGKILL
+            with serving(state) as successor:
+                out, _ = waiting.communicate(timeout=patient(20))
+                assert out.strip()
+                assert successor.stop() == 0
+
+
 def test_a_daemon_that_hangs_is_killed(tmp_path: Path) -> None:
     with container(memory=64 << 20, isolated=True) as box:
         with serving(tmp_path) as daemon:
@@ -238,6 +362,91 @@ def test_a_daemon_that_hangs_is_killed(tmp_path: Path) -> None:
         with serving(tmp_path) as daemon:
             assert daemon.call("stats")["life"]["resumed"]
             assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("which", ["mount", "state/private/exact"])
+def test_one_of_the_mounts_is_gone(tmp_path: Path, which: str) -> None:
+    """Whoever unmounted it: the other goes on, and containers get what they lack."""
+    with container(memory=64 << 20, isolated=True) as box:
+        with serving(tmp_path) as daemon:
+            attached(daemon, box, "web")
+            box.run("sh", "-c", "echo 77 >/proc/sys/vm/swappiness")
+            before = covered(box)
+            daemon.process.kill()
+            daemon.process.wait()
+        subprocess.run(["umount", "--lazy", "--no-canonicalize", tmp_path / which], check=True)
+        with serving(tmp_path) as daemon:
+            until(lambda: readable(box, "/proc/meminfo"), "its views")
+            until(lambda: readable(box, "/proc/sys/vm/swappiness"), "its sysctls")
+            assert box.run("head", "-1", "/proc/meminfo").split()[1] == str(64 << 10)
+            assert box.run("cat", "/proc/sys/vm/swappiness") == "77\n"
+            until(lambda: sorted(covered(box)) == sorted(before), "no more and no less")
+            assert daemon.stop() == 0
+
+
+_GOES_INSIDE = """
+import os, sys
+from sysfsd.kernel import syscalls
+syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
+for answer in ("made", "inside"):
+    print(answer, flush=True)
+    sys.stdin.readline()
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    syscalls.unshare(syscalls.CLONE_NEWUSER)
+"""
+
+
+def test_a_container_whose_init_goes_into_a_user_namespace_inside(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _GOES_INSIDE],
+        cwd=_SOURCES,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "made\n"
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{process.pid}/{name}").write_text("0 1500000000 65536\n")
+        with serving(tmp_path) as daemon:
+            before = daemon.register("web", process.pid)
+            daemon.process.kill()
+            daemon.process.wait()
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "inside\n"
+        with serving(tmp_path) as daemon:
+            assert daemon.ids() == ["web"]
+            assert daemon.register("web", process.pid)["directory"] == before["directory"]
+            assert (daemon.containers / "web/proc/uptime").read_text()
+            assert daemon.stop() == 0
+        process.kill()
+
+
+def test_a_number_of_ours_that_became_anothers_is_left_alone(tmp_path: Path) -> None:
+    """The kernel gives the number of a file system that is gone to the next that is mounted."""
+    with container(isolated=True) as box:
+        with serving(tmp_path) as daemon:
+            attached(daemon, box, "web")
+            daemon.process.kill()
+            daemon.process.wait()
+        mount = ["nsenter", f"--mount=/proc/{box.pid}/ns/mnt", "mount", "-t", "tmpfs"]
+        subprocess.run([*mount, "its", "/mnt"], check=True)
+        (line,) = [
+            line
+            for line in Path(f"/proc/{box.pid}/mountinfo").read_text().splitlines()
+            if " - tmpfs its " in line
+        ]
+        note = daemon.state_dir / "mounts" / "exact.json"
+        noted = json.loads(note.read_text())
+        note.write_text(json.dumps(noted | {"device": line.split(" ")[2]}))
+        assert sysfsd("detach", "--all", "--offline", "--state-dir", str(daemon.state_dir))
+        assert " - tmpfs its " in Path(f"/proc/{box.pid}/mountinfo").read_text()
+        assert "/proc/meminfo" not in covered(box)
+        # Which also leaves what it cannot know to be ours, for whoever looks after this test.
+        subprocess.run(["umount", "--lazy", noted["point"]], check=True)
 
 
 def test_a_container_that_went_meanwhile(tmp_path: Path) -> None:
@@ -347,3 +556,24 @@ def test_registering_at_any_moment(tmp_path: Path) -> None:
         for at, box in enumerate(running):
             assert box.run("head", "-1", "/proc/meminfo").split()[1] == f"{(64 + at) << 10}"
         assert daemon.stop() == 0
+
+
+def test_a_successor_that_does_not_know_the_numbers_begins_anew(tmp_path: Path) -> None:
+    """Whatever became of the note: a container never reads one file in place of another."""
+    with container(memory=64 << 20, isolated=True) as box:
+        with serving(tmp_path) as daemon:
+            attached(daemon, box, "web")
+            daemon.process.kill()
+            daemon.process.wait()
+        (tmp_path / "state/notes/tree.json").write_text("{")
+        with serving(tmp_path) as daemon:
+            assert not daemon.call("stats")["life"]["resumed"]
+
+            def total() -> str:
+                done = subprocess.run(
+                    [*box.enter(), "head", "-1", "/proc/meminfo"], capture_output=True, check=False
+                )
+                return done.stdout.decode()
+
+            until(lambda: total().split()[1:2] == [str(64 << 10)], "its views")
+            assert daemon.stop() == 0

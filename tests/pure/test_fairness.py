@@ -43,6 +43,42 @@ def test_who_asks_little_does_not_wait() -> None:
     assert chosen[0] == "new"
 
 
+def test_those_that_are_always_new_do_not_keep_others_waiting_for_ever() -> None:
+    """Whoever has many user ids is many owners of `sysfsd mount`."""
+    queue: FairQueue[str] = FairQueue(4)
+    for number in range(10):
+        queue.push("old", number, "")
+    found = []
+    for number in range(100, 200):
+        queue.push(number, number, "")
+        chosen = queue.pop()
+        assert chosen is not None
+        found.append(chosen[0])
+        queue.done(chosen[0])
+    assert found.count("old") == 10
+
+
+def test_who_has_most_waiting_does_without_the_youngest() -> None:
+    queue: FairQueue[str] = FairQueue(1)
+    for number in range(5):
+        queue.push("a", number, "", 10)
+    queue.push("a", 5, "", 0)
+    queue.push("b", 6, "", 49)
+    assert queue.weight == 99
+    assert queue.shed(2) == [(4, ""), (3, "")]
+    assert queue.shed(2) == [(6, "")]
+    assert queue.weight == 30
+    assert [queue.get(number) for number in (2, 3, 6)] == ["", None, None]
+    first = queue.pop()
+    assert first is not None
+    assert first[1] == 5
+    queue.done("a")
+    assert owners(queue, 3) == "aaa"
+    assert queue.pop() is None
+    assert queue.weight == 0
+    assert queue.shed(2) == []
+
+
 def test_no_more_than_so_many_of_one_at_once() -> None:
     queue: FairQueue[str] = FairQueue(2)
     for number in range(5):

@@ -54,7 +54,7 @@ def ends() -> Iterator[Ends]:
     made.close()
 
 
-def relay(ends: Ends, *, node_in_handle: bool = True, room: int = 4) -> Relay:
+def relay(ends: Ends, *, node_in_handle: bool = True, room: int = 4, killed: int = 0) -> Relay:
     return Relay(
         ends.device.fileno(),
         ends.relays,
@@ -62,6 +62,7 @@ def relay(ends: Ends, *, node_in_handle: bool = True, room: int = 4) -> Relay:
         node_in_handle=node_in_handle,
         max_in_flight=room,
         at_once=room,
+        is_killed=lambda thread: thread == killed,
     )
 
 
@@ -278,17 +279,54 @@ async def test_one_that_asks_much_comes_not_before_one_that_asks_little(
 
 
 async def test_who_is_killed_while_waiting_is_let_go(ends: Ends, nursery: trio.Nursery) -> None:
-    nursery.start_soon(relay(ends, room=1).run)
-    for unique in (2, 4):
-        ends.ask(Opcode.READ, unique, bytes(24))
+    one = relay(ends, room=1, killed=7)
+    nursery.start_soon(one.run)
+    for unique, thread in ((2, 7), (4, 7), (6, 8)):
+        header = struct.pack("=IIQQIIII", 64, Opcode.READ, unique, 5, 0, 0, thread, 0)
+        ends.kernel.send(header + bytes(24))
     await ends.heard(ends.server)
+    # Any other signal: it waits on, as whoever reads procfs does.
+    ends.kernel.send(struct.pack("=IIQQ16xQ", 48, Opcode.INTERRUPT, 7, 0, 6))
     ends.kernel.send(struct.pack("=IIQQ16xQ", 48, Opcode.INTERRUPT, 5, 0, 4))
     assert await ends.heard(ends.kernel) == struct.pack("=IiQ", 16, -errno.EINTR, 4)
     # What is being worked on is answered, and nothing is handed on that was given up.
     ends.kernel.send(struct.pack("=IIQQ16xQ", 48, Opcode.INTERRUPT, 3, 0, 2))
     ends.answer(2)
     assert await ends.heard(ends.kernel) == struct.pack("=IiQ", 16, 0, 2)
-    assert await quiet(ends.server)
+    assert struct.unpack_from("=IIQ", await ends.heard(ends.server))[2] == 6
+    ends.answer(6)
+    assert await ends.heard(ends.kernel) == struct.pack("=IiQ", 16, 0, 6)
+    assert one.in_flight == 0
+
+
+async def test_what_waits_is_bounded_and_costs_nobody_else(
+    ends: Ends, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sysfsd.channel.relay.MAX_WAITING_BYTES", 100_000)
+    one = relay(ends, room=1)
+    nursery.start_soon(one.run)
+    refused = set()
+    for unique in range(2, 202, 2):
+        body = struct.pack("=IIQQ16x", 4040, Opcode.WRITE, unique, 1 << 32 | 7) + bytes(4000)
+        ends.kernel.send(body)
+        await trio.testing.wait_all_tasks_blocked()
+    ends.kernel.send(struct.pack("=IIQQ16x", 64, Opcode.RELEASE, 300, 1 << 32 | 7) + bytes(24))
+    ends.kernel.send(struct.pack("=IIQQ16x", 40, Opcode.GETATTR, 302, 2 << 32 | 7))
+    await trio.testing.wait_all_tasks_blocked()
+    assert one.in_flight < 100_000 // 4000 + 3
+    while True:
+        try:
+            _, error, unique = struct.unpack("=IiQ", ends.kernel.recv(100))
+        except BlockingIOError:
+            break
+        assert error == -errno.ENOMEM
+        refused.add(unique)
+    assert len(refused) + one.in_flight == 102
+    assert not refused & {2, 4, 300, 302}
+    # And the other's turn is the next.
+    assert struct.unpack_from("=IIQ", await ends.heard(ends.server))[2] == 2
+    ends.answer(2)
+    assert struct.unpack_from("=IIQ", await ends.heard(ends.server))[2] == 302
 
 
 async def test_handles_of_an_earlier_life_arrive_as_nodes(

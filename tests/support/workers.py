@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _SOURCES = Path(__file__).parent.parent.parent
 
-_ENTER = """
+ENTER = """
 import encodings.ascii, encodings.utf_8, os, sys, threading, time
 from sysfsd.kernel import syscalls
 init = os.pidfd_open(int(sys.argv[1]))
@@ -31,7 +31,8 @@ os.setresgid(0, 0, 0)
 os.setresuid(0, 0, 0)
 os.chdir("/")
 stop, number, longest = [], 0, 0.0
-threading.Thread(target=lambda: stop.append(os.read(int(sys.argv[2]), 1)), daemon=True).start()
+ending = int(os.environ["STOP"])
+threading.Thread(target=lambda: stop.append(os.read(ending, 1)), daemon=True).start()
 """
 
 # Fails on the first that cannot be read, is empty, has a NUL or does not end in a newline.
@@ -100,19 +101,22 @@ class Worker:
 
 def reader(pid: int, paths: Sequence[str]) -> contextlib.AbstractContextManager[Worker]:
     """Read files in the container of a process, opened each time and held open."""
-    return _worker(pid, _READER, paths)
+    return worker(pid, _READER, paths)
 
 
 def writer(pid: int) -> contextlib.AbstractContextManager[Worker]:
     """Write sysctls in the container of a process."""
-    return _worker(pid, _WRITER, [])
+    return worker(pid, _WRITER, [])
 
 
 @contextlib.contextmanager
-def _worker(pid: int, source: str, paths: Sequence[str]) -> Iterator[Worker]:
+def worker(pid: int, source: str, paths: Sequence[str]) -> Iterator[Worker]:
+    """Run a program in a process's container: it says ``ready``, and at its end two numbers."""
     stop, ours = os.pipe()
+    python = [sys.executable, "-c", ENTER + source, str(pid)]
     with subprocess.Popen(
-        [sys.executable, "-c", _ENTER + source, str(pid), str(stop)],
+        python,
+        env=os.environ | {"STOP": str(stop)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
