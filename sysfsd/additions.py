@@ -28,6 +28,9 @@ _MARK = "trusted.sysfsd"
 """An attribute of the directory: where its daemon is mounted. Only who is root on the host may set
 one of these (xattr(7)), so that a container's own mount is never taken for ours."""
 
+_DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.ESTALE)
+"""What is on the way is a file system that nobody serves any more."""
+
 _FLAGS = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
 
 
@@ -143,7 +146,7 @@ def _open_directory(root: int, directory: str) -> int | None:
         )
     except OSError as error:
         # Covering the files in it says what is wrong with the way there.
-        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENOTCONN, errno.ESTALE}:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, *_DEAD}:
             return None
         raise
 

@@ -45,7 +45,7 @@ else:
 _FROM_CGROUP = "proc/pressure/"
 """The views that may be bound from a cgroup."""
 
-_DEAD = frozenset({errno.ENOTCONN, errno.ESTALE})
+_DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ESTALE})
 """What a file of ours says whose daemon is gone, or whose container's record is."""
 
 _MAX_LAYERS = 64
@@ -240,7 +240,7 @@ def _clone_from_elsewhere(bases: Mapping[str, int], source: BindSource) -> int |
             syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV,
         )
     except OSError as error:
-        if error.errno in {errno.ENOENT, errno.ENOTCONN}:
+        if error.errno in {errno.ENOENT, errno.ENOTCONN, errno.ECONNABORTED}:
             return None
         raise
     try:

@@ -22,6 +22,9 @@ FSTYPE = "fuse.sysfsd"
 _FLAGS = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
 _SO_SNDBUFFORCE = 32
 
+_DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
+"""What a mount says whose other end nobody holds any more (fuse_get_req, FUSE_ABORT_ERROR)."""
+
 
 class Connection(NamedTuple):
     """One connection to the kernel: a descriptor of ``/dev/fuse``, non-blocking, and its mount."""
@@ -128,7 +131,7 @@ def unmount(mountpoint: str) -> None:
         syscalls.umount(mountpoint, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
     except OSError as error:
         # ENOTCONN: it is inside of another mount of ours, and that one is dead.
-        if error.errno not in {errno.EINVAL, errno.ENOENT, errno.ENOTCONN}:
+        if error.errno not in {errno.EINVAL, errno.ENOENT, *_DEAD}:
             raise
 
 
@@ -153,7 +156,7 @@ def prepare_mountpoint(mountpoint: str, *, make: bool) -> None:
         except NotADirectoryError:
             break
         except OSError as error:
-            if error.errno != errno.ENOTCONN:
+            if error.errno not in _DEAD:
                 raise
             syscalls.umount(mountpoint, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
     if not os.path.isdir(mountpoint):
