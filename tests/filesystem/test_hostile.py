@@ -45,7 +45,7 @@ while not stop:
     with open("/proc/meminfo", "rb", buffering=0) as file:
         data = file.read(1 << 16)
     latencies.append(time.monotonic() - began)
-    assert data.startswith(b"MemTotal:%15d kB\\n" % int(paths[0])) and data.endswith(b"\\n"), data
+    assert data.startswith(b"MemTotal:%15d kB" % int(paths[0])) and data.endswith(b"\\n"), data
     with open("/proc/sys/vm/max_map_count", "wb", buffering=0) as file:
         file.write(b"%d" % (100000 + number))
     with open("/proc/sys/vm/max_map_count", "rb", buffering=0) as file:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 COUNT = 200
 
-DESCRIPTORS = 6
-"""Of one container: its init, three namespaces, the file of its counters; and one to spare."""
+DESCRIPTORS = 18
+"""Of one container: its init, three namespaces, the file of its counters, and those of its cgroups
+that were read (`kernel.openfiles`, bounded for all of them together); some to spare."""
 
 MEMORY = 100 << 10
 """Bytes of one container whose main files have been read: a thousand of them, and the daemon
