@@ -126,7 +126,7 @@ def load(path: str | None = None, *, sysctls: bool = True) -> Config:
 
 
 def read_plain(text: str) -> dict[str, object] | None:
-    """Read what comes before ``[sysctls]``, if it is comments and lines ``key = "text"`` alone.
+    """Read what comes before ``[sysctls]``, if it is comments, ``key = "text"`` and numbers alone.
 
     Hardly any file has more to it, and to import tomllib takes as long as all the rest that
     ``sysfsd-runc`` does before it hands on. None for a file with anything else, which is tomllib's.
@@ -139,14 +139,30 @@ def read_plain(text: str) -> dict[str, object] | None:
             return None
         if not line or line.startswith("#"):
             continue
-        key, equals, value = line.partition(' = "')
-        setting, quote, rest = value.partition('"')
-        if not (equals and quote) or rest or "\\" in setting or key in document:
+        key, _, value = line.partition(" = ")
+        if not key.replace("-", "").isalpha() or not key.isascii() or key in document:
             return None
-        if not key.replace("-", "").isalpha() or not key.isascii():
+        setting, quote, rest = value.removeprefix('"').partition('"')
+        if value.startswith('"') and quote and not rest and "\\" not in setting:
+            document[key] = setting
+            continue
+        found = _plain_number(value)
+        if found is None:
             return None
-        document[key] = setting
+        document[key] = found
     return document
+
+
+def _plain_number(text: str) -> float | None:
+    """A number as hardly anybody writes another: ``50``, ``0.5``; None for what is not one."""
+    whole, point, fraction = text.partition(".")
+    if not whole.isdecimal() or not text.isascii() or len(text) > 15:
+        return None
+    if whole.startswith("0") and len(whole) > 1:  # TOML has no 05
+        return None
+    if not point:
+        return int(whole)
+    return float(text) if fraction.isdecimal() else None
 
 
 def from_document(document: Mapping[str, object], source: str) -> Config:
@@ -203,7 +219,7 @@ def _sysctls(section: object, source: str) -> dict[str, str]:
         if node is None:
             suggestion = (
                 "it is a key of the file: put it above [sysctls]"
-                if name in _KEYS
+                if name in _KEYS or name in _NUMBERS
                 else _suggestion(name, nodes, "`sysfsd doctor` lists those")
             )
             raise UsageError(f"{source}: {key!r} is no sysctl that sysfsd emulates; {suggestion}")

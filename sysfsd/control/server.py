@@ -48,7 +48,7 @@ _log = structlog.get_logger(__name__)
 
 @contextlib.contextmanager
 def listening(path: str, store: Store, *, keep: bool) -> Iterator[socket.socket]:
-    """Listen at a path, for root only, and leave the socket to a successor.
+    """Listen at a path, for root only, and leave the socket to a successor. May raise ``OSError``.
 
     That of a predecessor, or of systemd, whose queue may have clients in it that wait for us; else
     a new one in place of whatever is there. Whoever calls this has made sure that the predecessor
@@ -86,8 +86,7 @@ def _former_listener(path: str, store: Store) -> socket.socket | None:
 
 
 def _new_listener(path: str) -> socket.socket:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+    _clear(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     former = os.umask(0o177)
     try:
@@ -119,6 +118,24 @@ class _Timing:
             "mean_ms": round(self.total_ns / self.requests / 1e6, 3),
             "longest_ms": round(self.longest_ns / 1e6, 3),
         }
+
+
+def _clear(path: str) -> None:
+    """Make room for a socket; raises ``SysfsdError`` if what is there is not a dead daemon's."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise SysfsdError(f"{path} is there and is no socket; choose another --control")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.setblocking(False)
+            client.connect(path)
+    except FileNotFoundError:
+        return
+    except ConnectionRefusedError:
+        os.unlink(path)
+        return
+    except BlockingIOError:  # its queue is full
+        pass
+    raise SysfsdError(f"another sysfsd listens at {path}; stop it, or choose another --control")
 
 
 class ControlServer:

@@ -2,9 +2,10 @@
 
 It is started by the first daemon of a state directory, outlives it however that ends, and hands all
 it has to whoever connects. It also watches over the daemon: one that says nothing for
-`SILENCE_SECONDS` hangs, and is killed, since to hang is worse than to be gone. When none has come
-back for `PATIENCE_SECONDS`, it takes the containers' views away, so that they get the kernel's own
-files instead of waiting for ever, and ends. A daemon that stops in good order ends it, too.
+`SILENCE_SECONDS` hangs, and is killed, since to hang is worse than to be gone. When none has been
+there and well for `PATIENCE_SECONDS`, it takes the containers' views away, so that they get the
+kernel's own files instead of waiting for ever, and ends. A daemon that stops in good order ends it,
+too.
 
 A packet (``SOCK_SEQPACKET``) is a JSON object; descriptors ride along. To the daemon, once, when it
 connects: ``{"names": [...]}``. From the daemon: ``{"keep": NAME}``, ``{"drop": NAME}``,
@@ -58,6 +59,8 @@ class Holder:
         self._daemon: socket.socket | None = None
         self._heard = time.monotonic()
         """When a daemon was last heard of."""
+        self._well = self._heard
+        """When one last said that it is alive; that one came back is no answer to a container."""
 
     def run(self) -> None:
         """Keep what is there until there is nobody to keep it for."""
@@ -66,15 +69,19 @@ class Holder:
             poller.register(self._listener, select.POLLIN)
             if self._daemon is not None:
                 poller.register(self._daemon, select.POLLIN)
-            allowed = PATIENCE_SECONDS if self._daemon is None else SILENCE_SECONDS
-            left = max(0.0, self._heard + allowed - time.monotonic())
+            if self._daemon is None:
+                end = self._well + PATIENCE_SECONDS
+            else:
+                end = self._heard + SILENCE_SECONDS
+            left = max(0.0, end - time.monotonic())
             ready = dict(poller.poll(left * 1000))
-            if self._listener.fileno() in ready:
-                self._welcome()
-            elif self._daemon is not None and self._daemon.fileno() in ready:
+            # What the one before said last counts, before the next is told what there is.
+            if self._daemon is not None and self._daemon.fileno() in ready:
                 if self._listen_to(self._daemon):
                     return
-            elif not ready and self._heard + allowed <= time.monotonic():
+            elif self._listener.fileno() in ready:
+                self._welcome()
+            elif not ready and end <= time.monotonic():
                 if self._daemon is None:
                     self._give_up()
                     return
@@ -84,7 +91,7 @@ class Holder:
         """Hand all to the next daemon. Whoever was there before is gone: it held a lock."""
         connection, _ = self._listener.accept()
         uid = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[4:8]
-        if int.from_bytes(uid, "little") != 0:
+        if int.from_bytes(uid, sys.byteorder) != 0:
             connection.close()
             return
         if self._daemon is not None:
@@ -105,7 +112,10 @@ class Holder:
                 self._lose()
                 return False
             self._heard = time.monotonic()
-            return self._obey(json.loads(packet), fds)
+            message = json.loads(packet)
+            if isinstance(message, dict) and "alive" in message:
+                self._well = self._heard
+            return self._obey(message, fds)
         except (OSError, ValueError, TypeError, RecursionError):
             self._lose()
             return False
@@ -139,7 +149,7 @@ class Holder:
     def _kill(self, daemon: socket.socket) -> None:
         print(f"sysfsd: the daemon hangs: killed after {SILENCE_SECONDS:.0f} s", file=sys.stderr)
         try:
-            pidfd = daemon.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+            pidfd = _peer(daemon)
             try:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             finally:
@@ -179,6 +189,14 @@ class Holder:
         finally:
             os.close(lock)
         return False
+
+
+def _peer(daemon: socket.socket) -> int:
+    try:
+        return daemon.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError:  # before Linux 6.5: it lives, because its end of the connection is open
+        pid = daemon.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4]
+        return os.pidfd_open(int.from_bytes(pid, sys.byteorder))
 
 
 def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from sysfsd.errors import SysfsdError
+from sysfsd.errors import SysfsdError, UsageError
 from sysfsd.handover import holder
 from sysfsd.notify import notify
 from sysfsd.scripts import START
@@ -51,6 +51,12 @@ class SystemdStore:
     """systemd's (``FileDescriptorStoreMax=``), and what a socket unit hands us."""
 
     def __init__(self) -> None:
+        """Take what systemd has for us; raises ``UsageError`` if it did not start us."""
+        if not os.environ.get("NOTIFY_SOCKET"):
+            raise UsageError(
+                "--fd-store is for a systemd unit with FileDescriptorStoreMax=; leave it out, and "
+                "a process of ours keeps what must outlive the daemon"
+            )
         self._taken = _from_systemd()
 
     def take(self, name: str) -> int | None:

@@ -49,7 +49,7 @@ def views(own: Throwaway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             directory.mkdir()
             log = tmp_path_factory.mktemp("views") / "log"
             stack.enter_context(started(["mount", str(directory), "--control", control], log))
-            until(directory.is_mount, "the mount")
+            until(lambda log=log: '"mounted"' in log.read_text(), "the mount")  # type: ignore[misc]
         yield found
     for directory in found.values():
         directory.rmdir()

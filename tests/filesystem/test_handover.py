@@ -147,6 +147,7 @@ def test_what_systemd_hands_us(tmp_path: Path) -> None:
     """As sd_listen_fds(3) has it: numbers from 3 on, names beside them, for that pid alone."""
     script = (
         "exec 3</dev/null 4</dev/zero 5</dev/full; export LISTEN_PID=$$ LISTEN_FDS=3 "
+        "NOTIFY_SOCKET=/x "
         'LISTEN_FDNAMES=views:exact:views; exec "$@"'
     )
     python = """

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -146,6 +146,15 @@ def wchan(box: Container, pid: int) -> str:
     return found
 
 
+def open_files(pid: int) -> list[str]:
+    """What a process has open just now; it may close some meanwhile."""
+    found = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(os.readlink(path))
+    return found
+
+
 def children(pid: int) -> list[str]:
     try:
         first = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -255,7 +264,7 @@ def test_the_one_that_keeps_our_connections_ends_first(
                 now = holder_of(daemon)
                 if now is None or now.pid == former.pid:
                     return False
-                names = [os.readlink(path) for path in Path(f"/proc/{now.pid}/fd").iterdir()]
+                names = open_files(now.pid)
                 return names.count("/dev/fuse") >= 2
 
             until(kept, "another")

@@ -126,6 +126,9 @@ _LINES = st.sampled_from(
         *('x = """', 'runtime = "HOME/bin/runtime" # as ever', '"runtime" = "HOME/bin/other"'),
         *("[sysctls]", '"vm.swappiness" = "forbid"', "x = '''", "'''", 'a\\b = "c"', "\\", "\t"),
         *('runtime = "HOME/bin\\u002fother"', 'control = "a" "', 'control = "\\"', "control = 1"),
+        *("freshness-ms = 50", "cpu-budget = 0.5", "cpu-budget = .5", "cpu-budget = 05"),
+        *("freshness-ms = 5_0", "freshness-ms = 1.", "freshness-ms = 1.2.3", "cpu-budget = 1e1"),
+        *("freshness-ms = ", "freshness-ms = 50 # ms", "cpu-budget = -1", "cpu-budget = 0"),
     ]
 )
 
@@ -154,6 +157,16 @@ def test_no_configuration_is_understood_in_another_way(
     if meant is None or "runtime" in meant:
         program, _ = launch(home, words)
         assert program == "python3" or (meant and program == Path(meant["runtime"]).name)
+
+
+def test_the_example_is_read_without_python(home: Path) -> None:
+    example = (Path(__file__).parent.parent.parent / "examples/sysfsd.toml").read_text()
+    other = example.replace('runtime = "runc"', f'runtime = "{home}/bin/runtime"')
+    assert other != example
+    (home / "config").write_text(other)
+    assert config.read_plain(other) is not None
+    program, _ = launch(home, ["--config", f"{home}/config", "start", "abc"])
+    assert program == "runtime"
 
 
 def test_a_plain_configuration_is_read_without_python(home: Path) -> None:
