@@ -60,7 +60,10 @@ class Holder:
         self._heard = time.monotonic()
         """When a daemon was last heard of."""
         self._well = self._heard
-        """When one last said that it is alive; that one came back is no answer to a container."""
+        """From when on containers wait: since one last said that it is alive, or was killed after
+        it had. That one comes back and fails is no answer to them."""
+        self._was_well = False
+        """Whether the one that is connected has said so."""
 
     def run(self) -> None:
         """Keep what is there until there is nobody to keep it for."""
@@ -96,7 +99,7 @@ class Holder:
             return
         if self._daemon is not None:
             self._daemon.close()
-        self._daemon, self._heard = connection, time.monotonic()
+        self._daemon, self._heard, self._was_well = connection, time.monotonic(), False
         packet = json.dumps({"names": list(self._kept)}).encode()
         try:
             socket.send_fds(connection, [packet], list(self._kept.values()))
@@ -114,7 +117,7 @@ class Holder:
             self._heard = time.monotonic()
             message = json.loads(packet)
             if isinstance(message, dict) and "alive" in message:
-                self._well = self._heard
+                self._well, self._was_well = self._heard, True
             return self._obey(message, fds)
         except (OSError, ValueError, TypeError, RecursionError):
             self._lose()
@@ -156,6 +159,8 @@ class Holder:
                 os.close(pidfd)
         except OSError as error:
             print(f"sysfsd: it cannot be killed: {error}", file=sys.stderr)
+        if self._was_well:
+            self._well = time.monotonic()
         self._lose()
 
     def _give_up(self) -> None:

@@ -361,6 +361,34 @@ def test_one_that_does_not_answer_others_is_killed(tmp_path: Path) -> None:
                 assert successor.stop() == 0
 
 
+def test_daemons_that_come_and_fail_are_no_daemon(tmp_path: Path) -> None:
+    """Nobody waits for the next one for ever, however often there is one."""
+    with container(memory=64 << 20, isolated=True) as box:
+        with serving(tmp_path) as daemon:
+            attached(daemon, box, "web")
+            daemon.process.kill()
+            daemon.process.wait()
+        options = [
+            *("--mountpoint", str(daemon.mountpoint), "--state-dir", str(daemon.state_dir)),
+            # A file: it gets as far as its holder, and no farther.
+            *("--control", str(daemon.state_dir / "raised.txt")),
+        ]
+        (daemon.state_dir / "raised.txt").touch()
+
+        def given_up() -> bool:
+            done = sysfsd("serve", *options)
+            assert done.returncode == 1
+            assert "is no socket" in done.stderr or "another sysfsd" in done.stderr, done.stderr
+            return covered(box) == []
+
+        until(given_up, "the kernel's files", holder.PATIENCE_SECONDS + 20)
+        assert box.run("head", "-1", "/proc/meminfo").split()[1] != str(64 << 10)
+        for child in psutil.process_iter():
+            with suppress(psutil.Error):
+                if child.cmdline()[-2:] == ["holder", str(daemon.state_dir)]:
+                    child.kill()
+
+
 def test_a_daemon_that_hangs_is_killed(tmp_path: Path) -> None:
     with container(memory=64 << 20, isolated=True) as box:
         with serving(tmp_path) as daemon:
