@@ -166,6 +166,8 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
                 answer=operations.answer,
             )
         )
+        stopping = trio.Event()
+        background.start_soon(_prove_alive, store, relay, [config.mountpoint, exact], stopping)
         for record, _ in restored:
             operations.distrust(record)
 
@@ -232,7 +234,6 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
                 pressure = directory
                 _note_mount(mounted, "pressure", directory)
         background.start_soon(server.serve, listener)
-        background.start_soon(_prove_alive, store, relay, [config.mountpoint, exact])
         covering = trio.CancelScope()
         if restored and not (whole and tree.numbers == before["numbers"]):
             background.start_soon(cover_containers, config.control, covering)
@@ -252,6 +253,7 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
         stack.callback(notify, "STOPPING=1")
         ending = await _until(signals, relay)
         covering.cancel()
+        stopping.set()
         if ending:
             await pinner.release_all()
             # Before anything of ours is gone: nobody finds a file there and no one answering.
@@ -317,14 +319,23 @@ async def _resume_coherence(coherence: Coherence, reservations: Reservations) ->
     _log.info("docker cp may not see what these containers do, nor they it", containers=list(notes))
 
 
-async def _prove_alive(store: handover.Store, relay: Relay, mountpoints: Sequence[str]) -> None:
+async def _prove_alive(
+    store: handover.Store, relay: Relay, mountpoints: Sequence[str], stopping: trio.Event
+) -> None:
     """Ask the kernel for our mounts, which asks us, and say that we don't hang if we answered.
 
     And if nobody else waits for an answer that does not come.
     """
+    gone: set[str] = set()
     while True:
         for mountpoint in mountpoints:
-            await trio.to_thread.run_sync(relay.ask, mountpoint, abandon_on_cancel=True)
+            ours = await trio.to_thread.run_sync(relay.ask, mountpoint, abandon_on_cancel=True)
+            if not (ours or mountpoint in gone or stopping.is_set() or relay.ended.is_set()):
+                gone.add(mountpoint)
+                _log.error(
+                    "somebody unmounted it; containers get no views until the daemon is restarted",
+                    mountpoint=mountpoint,
+                )
         if relay.oldest_seconds < ANSWER_SECONDS:
             await trio.to_thread.run_sync(store.alive)
         await trio.sleep(ALIVE_SECONDS)

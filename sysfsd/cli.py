@@ -6,6 +6,7 @@ Heavy imports (trio, pyfuse3) happen in ``serve`` and ``mount`` only.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -105,9 +106,9 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     serve = command("serve", _serve, "run the service")
-    serve.add_argument("--mountpoint", metavar="DIR")
-    serve.add_argument("--state-dir", metavar="DIR")
-    serve.add_argument("--config", metavar="FILE")
+    serve.add_argument("--mountpoint", metavar="DIR", help="default: as configured")
+    serve.add_argument("--state-dir", metavar="DIR", help="the same")
+    serve.add_argument("--config", metavar="FILE", help="default: /etc/sysfsd/sysfsd.toml, if any")
     serve.add_argument(
         "--fd-store",
         action="store_true",
@@ -139,7 +140,9 @@ def _parser() -> argparse.ArgumentParser:
     which_one.add_argument(
         "pid", metavar="PID", type=int, nargs="?", help="any process of the container"
     )
-    which.add_argument("pid", metavar="PID", type=int, nargs="?", help="the same")
+    which.add_argument(
+        "pid", metavar="PID", type=int, nargs="?", help="any process of the container"
+    )
     detach.add_argument(
         "--offline",
         action="store_true",
@@ -249,6 +252,8 @@ def _attach(options: argparse.Namespace) -> int:
     settings = {name: value for name, value in given.items() if value is not None}
     with Client(_control(options)) as client:
         if options.all:
+            if options.id or settings:
+                raise UsageError("--all gives each container its own; leave out the other options")
             return _all_but(running.give_all_views(client), "without all of their views")
         given_views = running.give_views(client, options.pid, options.id, settings)
     print(f"{given_views.container}: {len(given_views.views)} files attached")
@@ -270,7 +275,15 @@ def _detach(options: argparse.Namespace) -> int:
         state_dir = options.state_dir or load().state_dir
         if options.by_daemon:
             return _all_but(offline.take_left_views(state_dir), "still attached, restart them")
-        with state.locked(state_dir):  # against a daemon that runs, or starts just now
+        if not os.path.isdir(state_dir):
+            raise UsageError(f"{state_dir} is not there; name the daemon's with --state-dir")
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(state.locked(state_dir))
+            except SysfsdError:  # one that runs, or starts just now
+                raise SysfsdError(
+                    f"a daemon runs with {state_dir}; leave out --offline, or stop it first"
+                ) from None
             return _all_but(offline.take_left_views(state_dir), "still attached, restart them")
     with Client(_control(options)) as client:
         if options.all:

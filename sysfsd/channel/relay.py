@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import threading
@@ -108,19 +107,23 @@ class Relay:
         """Requests read from the kernel and not answered yet."""
         return len(self._in_flight) + len(self._waiting)
 
-    def ask(self, mountpoint: str) -> None:
+    def ask(self, mountpoint: str) -> bool:
         """Ask the kernel for a mount that we serve; to be done in a thread.
 
-        Returns once the event loop has answered. Raises ``OSError`` if the connection is gone. The
-        relay answers that at once, and not pyfuse3: whoever is killed while a request is being
-        answered waits for the answer, and nothing ends that (``request_wait_answer``). If that is a
-        thread of the very process which should answer, this one never goes, and neither do its lock
-        and its descriptors: no successor would ever come in.
+        Returns once the event loop has answered, or False if it is not our mount. Raises
+        ``OSError`` if the connection is gone. The relay answers that at once, and not pyfuse3:
+        whoever is killed while a request is being answered waits for the answer, and nothing ends
+        that (``request_wait_answer``). If that is a thread of the very process which should answer,
+        this one never goes, and neither do its lock and its descriptors: no successor would ever
+        come in.
         """
         self._asking = threading.get_native_id()
-        with contextlib.suppress(BlockingIOError):
+        try:
             # Not stat(2): the kernel knows a directory's attributes by heart.
             os.statvfs(mountpoint)
+        except BlockingIOError:
+            return True
+        return False
 
     @property
     def oldest_seconds(self) -> float:
