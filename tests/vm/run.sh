@@ -9,14 +9,14 @@
 # "--script FILE ARGUMENTS…" that Python script is run instead of pytest.
 #
 #   SYSFSD_VM_ACCEL     kvm or tcg (emulation); by default kvm where the processor can
-#   SYSFSD_VM_DEADLINE  seconds until the machine is switched off, 2400 by default
+#   SYSFSD_VM_DEADLINE  seconds until the machine is switched off, 3300 by default
 #   SYSFSD_VM_RESULTS   a directory for what tests leave in /root/results
 set -eu
 
 here=$(dirname -- "$(readlink -f -- "$0")")
 root=$(dirname -- "$(dirname -- "$here")")
 built=$(sh "$here/build.sh" --where)
-deadline=${SYSFSD_VM_DEADLINE:-2400}
+deadline=${SYSFSD_VM_DEADLINE:-3300}
 
 # /dev/kvm alone says little: without these flags (a guest of PVM, say) it can't boot what we have.
 accelerator() {
