@@ -32,7 +32,7 @@ RECORDS = "records"
 MOUNTS = "mounts"
 """Directories of documents in the state directory: of records, and of the daemon's own mounts."""
 
-_PATIENCE_SECONDS = 5.0
+_PATIENCE_SECONDS = 15.0
 
 _MAX_POINTS = 1 << 14
 """Places in one container; it has some two hundred unless it binds our files elsewhere."""
@@ -59,8 +59,26 @@ def take_left_views(state_dir: str) -> list[str]:
     for each in mounted:
         there = mount_there(str(each["point"]))
         if there is not None and there.device in devices:
+            if left:
+                # Who still has files of ours would wait for ever, as long as somebody keeps the
+                # connection (systemd's store): better an error.
+                _abort(there.device)
             unmount(there.point)
     return left
+
+
+def _abort(device: str) -> None:
+    """End a connection, by the number of its file system (fuse.rst, "Control filesystem")."""
+    path = f"/sys/fs/fuse/connections/{device.rpartition(':')[2]}/abort"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:  # it has ended, or nobody mounted fusectl
+        return
+    try:
+        with contextlib.suppress(OSError):
+            os.write(fd, b"1")
+    finally:
+        os.close(fd)
 
 
 def _is_ours(mount: Mount, devices: Collection[str]) -> bool:
