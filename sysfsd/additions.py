@@ -28,8 +28,8 @@ _MARK = "trusted.sysfsd"
 """An attribute of the directory: where its daemon is mounted. Only who is root on the host may set
 one of these (xattr(7)), so that a container's own mount is never taken for ours."""
 
-_DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.ESTALE)
-"""What is on the way is a file system that nobody serves any more."""
+DEAD = syscalls.FUSE_GONE | {errno.ESTALE}
+"""What a file of ours says whose daemon is gone, or whose container's record is."""
 
 _FLAGS = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
 
@@ -81,7 +81,7 @@ def withdraw(
         gone = [view for view in views if _in(view, directory) and _is_on(top, view, devices)]
     finally:
         os.close(top)
-    _unmount(root, directory)
+    syscalls.umount_at(root, directory)
     return gone
 
 
@@ -118,7 +118,7 @@ def _cover(root: int, directory: str, top: int, files: Mapping[str, int], mark: 
                 try:
                     _fill(own, files)
                 except BaseException:
-                    _unmount(root, directory)
+                    syscalls.umount_at(root, directory)
                     raise
         finally:
             os.close(own)
@@ -146,7 +146,7 @@ def _open_directory(root: int, directory: str) -> int | None:
         )
     except OSError as error:
         # Covering the files in it says what is wrong with the way there.
-        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, *_DEAD}:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, *DEAD}:
             return None
         raise
 
@@ -170,8 +170,3 @@ def _is_on(top: int, view: str, devices: Collection[int]) -> bool:
 
 def _in(view: str, directory: str) -> bool:
     return view.rpartition("/")[0] == directory
-
-
-def _unmount(root: int, directory: str) -> None:
-    os.fchdir(root)  # umount2(2) knows no descriptors
-    syscalls.umount(directory, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)

@@ -7,6 +7,7 @@ import os
 import signal
 from contextlib import AsyncExitStack
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -23,6 +24,7 @@ from sysfsd.control.methods import Methods
 from sysfsd.control.server import ControlServer, listening, stop_listening
 from sysfsd.errors import InvalidRequest
 from sysfsd.facts.collector import FactsCollector
+from sysfsd.facts.host import boot_time_in
 from sysfsd.facts.keeper import Keeper
 from sysfsd.facts.limits import LimitWatch
 from sysfsd.facts.load import INTERVAL_SECONDS
@@ -34,7 +36,7 @@ from sysfsd.filesystem.tree import Tree
 from sysfsd.freshness import Freshness
 from sysfsd.handover import store as handover
 from sysfsd.kernel.cgroups import CgroupTree
-from sysfsd.kernel.openfiles import OpenFiles, share_of_limit
+from sysfsd.kernel.openfiles import OpenFiles, raise_descriptor_limit, share_of_limit
 from sysfsd.log import RateLimit
 from sysfsd.notify import notify
 from sysfsd.offline import MOUNTS, RECORDS
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 
     from sysfsd.channel.relay import Relay
     from sysfsd.config import Config
+    from sysfsd.containers.record import ContainerRecord
     from sysfsd.documents import Documents
     from sysfsd.facts.load import LoadSampler
     from sysfsd.policy import Policy
@@ -74,7 +77,7 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
     if we fail, all of it is left for a successor, and nobody notices.
     """
     limit = RateLimit()
-    pressured.raise_descriptor_limit()
+    raise_descriptor_limit()
     async with AsyncExitStack() as stack:
         signals = stack.enter_context(
             trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -135,7 +138,11 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
         )
         limits = LimitWatch(cgroups)
         collector = FactsCollector(
-            tree=cgroups, keeper=keeper, files=files, refresh_ns=lambda: freshness.moving_ns
+            tree=cgroups,
+            keeper=keeper,
+            files=files,
+            boot_time=partial(boot_time_in, files),
+            refresh_ns=lambda: freshness.moving_ns,
         )
         renderer = Renderer(limit)
         registry = Registry(background, policy=config.policy(), saved=records)
@@ -168,8 +175,7 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
         )
         stopping = trio.Event()
         background.start_soon(_prove_alive, store, relay, [config.mountpoint, exact], stopping)
-        for record, _ in restored:
-            operations.distrust(record)
+        background.start_soon(_distrust, operations, [record for record, _ in restored])
 
         reservations = Reservations(background, user=config.subid_user, saved=reserved)
         reservations.restore()
@@ -296,7 +302,8 @@ async def mount(directory: str, control: str, policy: Policy) -> None:
 
 def _note_mount(mounted: Documents, name: str, mountpoint: str) -> None:
     """Let `offline` know of a mount of ours."""
-    mounted.put(name, {"point": mountpoint, "device": device.device_of(mountpoint)})
+    there = device.mount_there(mountpoint)
+    mounted.put(name, {"point": mountpoint, "device": "" if there is None else there.device})
 
 
 async def _resume_coherence(coherence: Coherence, reservations: Reservations) -> None:
@@ -317,6 +324,13 @@ async def _resume_coherence(coherence: Coherence, reservations: Reservations) ->
             return
         await trio.sleep(RESUME_PAUSE_SECONDS)
     _log.info("docker cp may not see what these containers do, nor they it", containers=list(notes))
+
+
+async def _distrust(operations: PinnedOperations, records: Sequence[ContainerRecord]) -> None:
+    """Have the kernel ask anew, one container at a time: callers are answered in between."""
+    for record in records:
+        operations.distrust(record)
+        await trio.lowlevel.checkpoint()
 
 
 async def _prove_alive(

@@ -23,7 +23,7 @@ import errno
 import fcntl
 import os
 
-from sysfsd.additions import extend, withdraw
+from sysfsd.additions import DEAD, extend, withdraw
 from sysfsd.errors import Refused
 from sysfsd.kernel import namespaces, syscalls
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from typing import Any, TypeAlias
+
+    from sysfsd.control.client import Client
 
     BindSource: TypeAlias = Mapping[str, Any]
     """An absolute ``directory``, the ``path`` of a file below it, and the file system that it must
@@ -45,9 +47,6 @@ else:
 _FROM_CGROUP = "proc/pressure/"
 """The views that may be bound from a cgroup."""
 
-_DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED, errno.ESTALE})
-"""What a file of ours says whose daemon is gone, or whose container's record is."""
-
 _MAX_LAYERS = 64
 """So many mounts on top of each other are taken off one file. A running container may add more as
 fast as we take them off, and no signal ends us while we are in there."""
@@ -58,6 +57,23 @@ _WORTH_LISTING = 3
 """So many names of one directory make a listing cheaper: its messages are larger, too."""
 
 _KERNEL_FILE_SYSTEMS = {"proc": syscalls.PROC_SUPER_MAGIC, "sys": syscalls.SYSFS_MAGIC}
+
+
+def attach_registered(
+    client: Client, registered: Mapping[str, Any], *, init: int, rootfs: str = "/"
+) -> list[str]:
+    """`attach` as the daemon's answer to ``register`` says, or its successor's."""
+    return client.with_daemon(
+        lambda daemon, hello: attach(
+            daemon=daemon,
+            subtree=os.path.join(hello["mountpoint"], registered["directory"]),
+            views=registered["views"],
+            binds=registered.get("binds", {}),
+            additions=registered.get("additions", ()),
+            init=init,
+            rootfs=rootfs,
+        )
+    )
 
 
 def attach(
@@ -240,7 +256,7 @@ def _clone_from_elsewhere(bases: Mapping[str, int], source: BindSource) -> int |
             syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_XDEV,
         )
     except OSError as error:
-        if error.errno in {errno.ENOENT, errno.ENOTCONN, errno.ECONNABORTED}:
+        if error.errno in {errno.ENOENT, *syscalls.FUSE_GONE}:
             return None
         raise
     try:
@@ -319,7 +335,7 @@ def _cover(
             magic = syscalls.filesystem_magic(target)
             if magic == syscalls.CGROUP2_SUPER_MAGIC and view.startswith(_FROM_CGROUP):
                 # Of an earlier daemon, and of the cgroup that it knew the container to be in.
-                unmount_beneath(root, view)
+                syscalls.umount_at(root, view)
                 continue
             kernels = magic == _KERNEL_FILE_SYSTEMS[view.partition("/")[0]]
             if not kernels and found.st_dev not in added:
@@ -330,9 +346,9 @@ def _cover(
             syscalls.move_mount(tree, target)
         except OSError as error:
             # What a daemon leaves that was killed, or a record: out of the way, and look again.
-            if error.errno not in _DEAD:
+            if error.errno not in DEAD:
                 raise
-            unmount_beneath(root, view)
+            syscalls.umount_at(root, view)
         else:
             return True
         finally:
@@ -351,9 +367,9 @@ def _uncover(root: int, view: str, devices: Collection[int], bound: FileKey | No
         except FileNotFoundError:
             return covered
         except OSError as error:
-            if error.errno not in _DEAD:  # as above
+            if error.errno not in DEAD:  # as above
                 raise
-        unmount_beneath(root, view)
+        syscalls.umount_at(root, view)
         covered = True
     raise _too_many(view)
 
@@ -371,11 +387,3 @@ def _too_many(view: str) -> Refused:
 
 def _key(found: os.stat_result) -> FileKey:
     return found.st_dev, found.st_ino
-
-
-def unmount_beneath(root: int, view: str) -> None:
-    """Take off the topmost mount at a path; raises ``OSError``."""
-    # By its path, because umount2(2) knows no descriptors. Whoever exchanges the path meanwhile is
-    # the container, and loses a mount of its own.
-    os.fchdir(root)
-    syscalls.umount(view, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)

@@ -19,7 +19,7 @@ import os
 import sys
 
 from sysfsd import jsontext
-from sysfsd.attach import attach
+from sysfsd.attach import attach_registered
 from sysfsd.control.address import default_socket
 from sysfsd.control.client import Client
 from sysfsd.errors import InvalidRequest, SysfsdError, UsageError
@@ -156,17 +156,7 @@ def give_views(state: State, control: str, flags: dict[str, str], *, delegate: b
         try:
             if delegate:
                 delegation.delegate(state.pid, init)
-            client.with_daemon(
-                lambda daemon, hello: attach(
-                    daemon=daemon,
-                    subtree=os.path.join(hello["mountpoint"], registered["directory"]),
-                    views=registered["views"],
-                    binds=registered.get("binds", {}),
-                    additions=registered.get("additions", ()),
-                    init=init,
-                    rootfs=rootfs,
-                )
-            )
+            attach_registered(client, registered, init=init, rootfs=rootfs)
         except BaseException:
             client.call("release", {"id": state.id})
             raise

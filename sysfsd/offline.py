@@ -12,12 +12,12 @@ import os
 from typing import TYPE_CHECKING
 
 from sysfsd.additions import withdraw
-from sysfsd.attach import in_container, unmount_beneath
+from sysfsd.attach import in_container
 from sysfsd.channel.device import FSTYPE, mount_there, unmount
 from sysfsd.children import in_children
 from sysfsd.containers import saved
 from sysfsd.documents import Documents
-from sysfsd.kernel import mounts, namespaces
+from sysfsd.kernel import mounts, namespaces, syscalls
 from sysfsd.kernel.cgroups import UNIFIED
 from sysfsd.kernel.procfs import is_running
 from sysfsd.sysctls.probe import ADDABLE
@@ -141,7 +141,7 @@ def uncover_all(
         for point, there in layers.items():
             while there and there.pop():
                 try:
-                    unmount_beneath(root, point.lstrip("/"))
+                    syscalls.umount_at(root, point.lstrip("/"))
                 except OSError as error:
                     # Below a mount of the container's own.
                     if error.errno not in {errno.EINVAL, errno.ENOENT, errno.ENOTDIR}:

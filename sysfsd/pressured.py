@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from sysfsd.filesystem.pressure import PressureOperations
 from sysfsd.filesystem.triggers import Triggers
 from sysfsd.kernel import capabilities
 from sysfsd.kernel.cgroups import CgroupTree
+from sysfsd.kernel.openfiles import raise_descriptor_limit
 from sysfsd.log import RateLimit
 
 if TYPE_CHECKING:
@@ -148,9 +148,3 @@ async def _cancelling(nursery: trio.Nursery, wait: Callable[[], Awaitable[None]]
     """Wait, and end a nursery's other tasks then."""
     await wait()
     nursery.cancel_scope.cancel()
-
-
-def raise_descriptor_limit() -> None:
-    """Allow ourselves what we may have: each container takes a few descriptors."""
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

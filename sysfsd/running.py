@@ -7,7 +7,7 @@ import os
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from sysfsd.attach import attach, detach
+from sysfsd.attach import attach_registered, detach
 from sysfsd.children import in_children
 from sysfsd.containers.record import check_id
 from sysfsd.control.client import Client
@@ -48,16 +48,7 @@ def give_views(
     container = check_id(container or known or _id_of(init_pid, ids.values()))
     registered = client.call("register", {"id": container, "policy": dict(settings)}, [init])
     try:
-        covered = client.with_daemon(
-            lambda daemon, hello: attach(
-                daemon=daemon,
-                subtree=os.path.join(hello["mountpoint"], registered["directory"]),
-                views=registered["views"],
-                binds=registered.get("binds", {}),
-                additions=registered.get("additions", ()),
-                init=init,
-            )
-        )
+        covered = attach_registered(client, registered, init=init)
     except BaseException:
         if known is None:
             client.call("release", {"id": container})

@@ -22,9 +22,6 @@ FSTYPE = "fuse.sysfsd"
 _FLAGS = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
 _SO_SNDBUFFORCE = 32
 
-_DEAD = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
-"""What a mount says whose other end nobody holds any more (fuse_get_req, FUSE_ABORT_ERROR)."""
-
 
 class Connection(NamedTuple):
     """One connection to the kernel: a descriptor of ``/dev/fuse``, non-blocking, and its mount."""
@@ -105,12 +102,6 @@ def mount_there(mountpoint: str) -> mounts.Mount | None:
     return there if there is not None and there.fstype == FSTYPE else None
 
 
-def device_of(mountpoint: str) -> str:
-    """The ``st_dev`` of what is mounted there, as ``major:minor``; "" if nothing is."""
-    there = mounts.mount_at(mounts.read_mounts(), _real(mountpoint))
-    return "" if there is None else there.device
-
-
 def _real(mountpoint: str) -> str:
     """Resolve all links on the way, without lstat(2) on what is there: it may not answer."""
     directory, name = os.path.split(mountpoint)
@@ -131,7 +122,7 @@ def unmount(mountpoint: str) -> None:
         syscalls.umount(mountpoint, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
     except OSError as error:
         # ENOTCONN: it is inside of another mount of ours, and that one is dead.
-        if error.errno not in {errno.EINVAL, errno.ENOENT, *_DEAD}:
+        if error.errno not in {errno.EINVAL, errno.ENOENT, *syscalls.FUSE_GONE}:
             raise
 
 
@@ -156,7 +147,7 @@ def prepare_mountpoint(mountpoint: str, *, make: bool) -> None:
         except NotADirectoryError:
             break
         except OSError as error:
-            if error.errno not in _DEAD:
+            if error.errno not in syscalls.FUSE_GONE:
                 raise
             syscalls.umount(mountpoint, syscalls.MNT_DETACH | syscalls.UMOUNT_NOFOLLOW)
     if not os.path.isdir(mountpoint):

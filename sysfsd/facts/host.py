@@ -37,6 +37,17 @@ def process_started(pid: int) -> float:
     return float(psutil.Process(pid).create_time() - psutil.boot_time())
 
 
+def boot_time_in(files: OpenFiles) -> float:
+    """Return what psutil.boot_time() does, in seconds since the epoch, from a file that stays open.
+
+    Raises ``ValueError`` if the host's /proc/stat has no btime, which proc_stat(5) always has.
+    """
+    for line in (files.read("/proc", "/", "stat") or b"").split(b"\n"):
+        if line.startswith(b"btime "):
+            return float(line.split()[1])
+    raise ValueError("no btime in /proc/stat")
+
+
 def boottime_ns() -> int:
     """Return nanoseconds since boot, counting suspends, as process start times do."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -114,11 +125,16 @@ class HostFacts:
             return ""
 
     def _proc_text(self, name: str) -> str:
+        return self._kept_text(self._proc, name)
+
+    def _kept_text(self, top: str, path: str) -> str:
+        """Return the text of a file below a directory; it stays open if there is a place for it."""
         if self._files is None:
-            return read_text(f"{self._proc}/{name}")
-        data = self._files.read(self._proc, "/", name)
+            return read_text(f"{top}/{path}")
+        directory, _, name = path.rpartition("/")
+        data = self._files.read(top, f"/{directory}", name)
         if data is None:
-            raise FileNotFoundError(errno.ENOENT, "no such file", f"{self._proc}/{name}")
+            raise FileNotFoundError(errno.ENOENT, "no such file", f"{top}/{path}")
         return data.decode("utf-8", "replace")
 
     @cached_property
@@ -140,13 +156,7 @@ class HostFacts:
         return Sourced(parse_cpu_list(text) or (0,), "the host's /sys/devices/system/node/online")
 
     def _sys_text(self, name: str) -> str:
-        if self._files is None:
-            return read_text(f"{self._sys}/devices/system/{name}")
-        directory, _, leaf = name.rpartition("/")
-        data = self._files.read(f"{self._sys}/devices/system", f"/{directory}", leaf)
-        if data is None:
-            raise FileNotFoundError(errno.ENOENT, "no such file", name)
-        return data.decode("utf-8", "replace")
+        return self._kept_text(f"{self._sys}/devices/system", name)
 
     def node_file(self, node: int, name: str) -> str | None:
         """Return the text of a file of /sys/devices/system/node/nodeN; None if there is none."""

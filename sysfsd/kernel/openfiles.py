@@ -22,6 +22,12 @@ Key = tuple[str, str, str]
 """Where something is mounted, a directory below (``/a/b``), and a name in it; none: itself."""
 
 
+def raise_descriptor_limit() -> None:
+    """Allow ourselves what we may have: each container takes a few descriptors."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def share_of_limit() -> int:
     """Return how many descriptors of all that we may have are for these."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4

@@ -18,6 +18,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+FUSE_GONE = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
+"""What a FUSE file system says whose other end nobody holds any more (``fuse_get_req``,
+``FUSE_ABORT_ERROR``)."""
+
 # linux/mount.h
 MS_RDONLY = 1
 MS_NOSUID = 2
@@ -181,6 +185,16 @@ def umount(target: str, flags: int = 0) -> None:
     """umount2(2)."""
     if _umount2(os.fsencode(target), flags) < 0:
         raise _fail("umount2", target)
+
+
+def umount_at(root: int, path: str) -> None:
+    """Take off the topmost mount at a path below a directory, into which we change.
+
+    By its path, because umount2(2) knows no descriptors. Whoever exchanges the path meanwhile, in a
+    container, loses a mount of its own.
+    """
+    os.fchdir(root)
+    umount(path, MNT_DETACH | UMOUNT_NOFOLLOW)
 
 
 def open_tree(dirfd: int, path: str, flags: int = OPEN_TREE_CLONE) -> int:

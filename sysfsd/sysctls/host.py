@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 
-from sysfsd.facts.cpu import TICKS_PER_SECOND
 from sysfsd.kernel.procfs import boot_id, is_running, read_fd, read_text
 from sysfsd.state import replace_file
 from sysfsd.sysctls.policy import FORBID, MAX, problem
@@ -254,4 +253,4 @@ def _init(key: str) -> tuple[int, int]:
 
 
 def _key(record: ContainerRecord) -> str:
-    return f"{record.pid}-{round(record.started * TICKS_PER_SECOND)}"
+    return f"{record.pid}-{record.start_ticks}"

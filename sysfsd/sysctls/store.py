@@ -20,7 +20,6 @@ import structlog
 
 from sysfsd import state
 from sysfsd.errors import InvalidRequest
-from sysfsd.facts.cpu import TICKS_PER_SECOND
 from sysfsd.kernel import inside, namespaces
 from sysfsd.kernel.procfs import boot_id, is_running, read_fd, read_text
 from sysfsd.sysctls import kept as formats
@@ -65,7 +64,6 @@ class _Entry:
 
     record: ContainerRecord
     name: str
-    start_ticks: int
     network_key: NamespaceKey
     network_fd: int
     uts_fd: int
@@ -139,9 +137,8 @@ class Store:
             owns = frozenset(live for live, keys in owners.items() if record.userns in keys)
             # On the host's network there are strangers: they share nothing.
             shares = self._own_userns not in owners[Live.PING_GROUPS][:1]
-            start_ticks = round(record.started * TICKS_PER_SECOND)
-            name = f"{record.pid}-{start_ticks}"
-            entry = _Entry(record, name, start_ticks, key, network_fd, uts_fd, groups, owns, shares)
+            name = f"{record.pid}-{record.start_ticks}"
+            entry = _Entry(record, name, key, network_fd, uts_fd, groups, owns, shares)
             known = self._load(name)
             same = self._of_same_init(entry)
             entry.container = same[0].container if same else known.container
@@ -161,7 +158,7 @@ class Store:
             if entry is None:
                 return
             self._close_descriptors(entry)
-            if not is_running(record.pid, entry.start_ticks):
+            if not is_running(record.pid, record.start_ticks):
                 self._unlink(entry.name)
                 self._policy.release(record)
 

@@ -104,8 +104,7 @@ def kill_after(daemon: Serving, seconds: float) -> None:
     """Kill a daemon at a random moment; a wait, and not for anything to happen."""
     with pytest.raises(subprocess.TimeoutExpired):
         daemon.process.wait(seconds)
-    daemon.process.kill()
-    daemon.process.wait()
+    daemon.kill()
 
 
 def readable(box: Container, path: str) -> bool:
@@ -125,8 +124,7 @@ def test_a_request_that_was_being_answered_is_answered_by_the_next(tmp_path: Pat
                 text=True,
             )
             until(lambda: "fuse" in wchan(box, reader.pid), "a caller that waits")
-            daemon.process.kill()
-            daemon.process.wait()
+            daemon.kill()
         with serving(tmp_path) as daemon:
             out, _ = reader.communicate(timeout=patient(20))
             assert reader.returncode == 0
@@ -167,8 +165,7 @@ def test_clients_wait_for_a_daemon_that_starts_again(tmp_path: Path) -> None:
     with container(isolated=True) as box:
         with serving(tmp_path) as daemon:
             daemon.register("web", box.pid)
-            daemon.process.kill()
-            daemon.process.wait()
+            daemon.kill()
         waiting = subprocess.Popen(
             [sys.executable, "-m", "sysfsd.cli", "attach", str(box.pid), "--id", "web"],
             env=os.environ | {"SYSFSD_CONTROL": daemon.control},
@@ -216,8 +213,7 @@ def test_a_policy_outlives_the_daemon(tmp_path: Path) -> None:
                 control=daemon.control,
             )
             assert done.returncode == 0, done.stderr
-            daemon.process.kill()
-            daemon.process.wait()
+            daemon.kill()
         with serving(tmp_path) as daemon:
             (found,) = daemon.call("list")["containers"]
             assert found["policy"]["cpu-policy"] == "off"
@@ -230,8 +226,7 @@ def test_a_daemon_that_stays_away(tmp_path: Path) -> None:
         with serving(tmp_path) as daemon:
             attached(daemon, box, "web")
             before = covered(box)
-            daemon.process.kill()
-            daemon.process.wait()
+            daemon.kill()
         # mountinfo is the kernel's own: looking there asks nobody.
         until(lambda: covered(box) == [], "the kernel's files", holder.PATIENCE_SECONDS + 20)
         assert box.run("head", "-1", "/proc/meminfo").split()[1] != str(64 << 10)
@@ -270,8 +265,7 @@ def test_the_one_that_keeps_our_connections_ends_first(
             until(kept, "another")
             expected_log.allow("keeps descriptors")
             until(lambda: "keeps descriptors" in daemon.log.read_text(), "a word about it")
-            daemon.process.kill()
-            daemon.process.wait()
+            daemon.kill()
         with serving(tmp_path) as daemon:
             assert daemon.call("stats")["life"]["resumed"]
             assert box.run("head", "-1", "/proc/meminfo").split()[1] == str(64 << 10)
@@ -291,8 +285,7 @@ def test_whoever_else_talks_to_that_one_changes_nothing(
         expected_log.allow("keeps descriptors")
         until(lambda: "keeps descriptors" in daemon.log.read_text(), "a word about it")
         assert holder_of(daemon) == former
-        daemon.process.kill()
-        daemon.process.wait()
+        daemon.kill()
         with serving(tmp_path) as successor:
             assert successor.call("stats")["life"]["resumed"]
             assert successor.stop() == 0
@@ -304,8 +297,7 @@ def test_a_daemon_that_starts_just_when_that_one_gives_up(tmp_path: Path) -> Non
             attached(daemon, box, "web")
             former = holder_of(daemon)
             assert former is not None
-            daemon.process.kill()
-            daemon.process.wait()
+            daemon.kill()
         giving_up = holder.PATIENCE_SECONDS + 20
         until(former.children, "its end to begin", giving_up)
         with serving(tmp_path) as daemon:
@@ -366,8 +358,7 @@ def test_daemons_that_come_and_fail_are_no_daemon(tmp_path: Path) -> None:
     with container(memory=64 << 20, isolated=True) as box:
         with serving(tmp_path) as daemon:
             attached(daemon, box, "web")
-            daemon.process.kill()
-            daemon.process.wait()
+            daemon.kill()
         options = [
             *("--mountpoint", str(daemon.mountpoint), "--state-dir", str(daemon.state_dir)),
             # A file: it gets as far as its holder, and no farther.
@@ -409,8 +400,7 @@ def test_one_of_the_mounts_is_gone(tmp_path: Path, which: str) -> None:
             attached(daemon, box, "web")
             box.run("sh", "-c", "echo 77 >/proc/sys/vm/swappiness")
             before = covered(box)
-            daemon.process.kill()
-            daemon.process.wait()
+            daemon.kill()
         subprocess.run(["umount", "--lazy", "--no-canonicalize", tmp_path / which], check=True)
         with serving(tmp_path) as daemon:
             until(lambda: readable(box, "/proc/meminfo"), "its views")
@@ -449,8 +439,7 @@ def test_a_container_whose_init_goes_into_a_user_namespace_inside(tmp_path: Path
             Path(f"/proc/{process.pid}/{name}").write_text("0 1500000000 65536\n")
         with serving(tmp_path) as daemon:
             before = daemon.register("web", process.pid)
-            daemon.process.kill()
-            daemon.process.wait()
+            daemon.kill()
         process.stdin.write("go\n")
         process.stdin.flush()
         assert process.stdout.readline() == "inside\n"
@@ -467,8 +456,7 @@ def test_a_number_of_ours_that_became_anothers_is_left_alone(tmp_path: Path) -> 
     with container(isolated=True) as box:
         with serving(tmp_path) as daemon:
             attached(daemon, box, "web")
-            daemon.process.kill()
-            daemon.process.wait()
+            daemon.kill()
         mount = ["nsenter", f"--mount=/proc/{box.pid}/ns/mnt", "mount", "-t", "tmpfs"]
         subprocess.run([*mount, "its", "/mnt"], check=True)
         (line,) = [
@@ -489,8 +477,7 @@ def test_a_number_of_ours_that_became_anothers_is_left_alone(tmp_path: Path) -> 
 def test_a_container_that_went_meanwhile(tmp_path: Path) -> None:
     with container(isolated=True) as box, serving(tmp_path) as daemon:
         attached(daemon, box, "web")
-        daemon.process.kill()
-        daemon.process.wait()
+        daemon.kill()
     with serving(tmp_path) as daemon:
         assert daemon.ids() == []
         assert os.listdir(daemon.state_dir / "records") == ["last.json"]
@@ -522,8 +509,7 @@ def test_an_upgrade_whose_tree_grew(tmp_path: Path) -> None:
             )
             assert held.stdout is not None
             assert held.stdout.readline() == "\n"
-            daemon.process.kill()
-            daemon.process.wait()
+            daemon.kill()
         with serving(state) as daemon:
             until(lambda: "/proc/stat" in covered(box), "the new file")
             assert set(before) < set(covered(box))
@@ -547,8 +533,7 @@ def test_held_files_of_sysctls_go_on(tmp_path: Path) -> None:
             )
             assert held.stdout is not None
             assert held.stdout.readline() == "\n"
-            daemon.process.kill()
-            daemon.process.wait()
+            daemon.kill()
         with serving(tmp_path) as daemon:
             out, _ = held.communicate("go\n", timeout=patient(20))
             assert out == "33\n"
@@ -560,8 +545,7 @@ def test_registering_at_any_moment(tmp_path: Path) -> None:
     """Killed while containers come: each is there in the end, under a number of its own."""
     with boxes(4) as running, ExitStack() as stack:
         with serving(tmp_path) as daemon:
-            daemon.process.kill()
-            daemon.process.wait()
+            daemon.kill()
         failed: list[str] = []
 
         def attach_all() -> None:
@@ -578,8 +562,7 @@ def test_registering_at_any_moment(tmp_path: Path) -> None:
         while attaching.is_alive():
             with serving(tmp_path) as daemon:
                 attaching.join(random.uniform(0, 1))
-                daemon.process.kill()
-                daemon.process.wait()
+                daemon.kill()
         attaching.join()
         daemon = stack.enter_context(serving(tmp_path))
         assert failed == []
@@ -600,8 +583,7 @@ def test_a_successor_that_does_not_know_the_numbers_begins_anew(tmp_path: Path) 
     with container(memory=64 << 20, isolated=True) as box:
         with serving(tmp_path) as daemon:
             attached(daemon, box, "web")
-            daemon.process.kill()
-            daemon.process.wait()
+            daemon.kill()
         (tmp_path / "state/notes/tree.json").write_text("{")
         with serving(tmp_path) as daemon:
             assert not daemon.call("stats")["life"]["resumed"]

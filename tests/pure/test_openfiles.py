@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
+from sysfsd.facts.host import boot_time_in
 from sysfsd.kernel.cgroups import CgroupPaths, CgroupTree, Hierarchy
 from sysfsd.kernel.openfiles import OpenFiles
 
@@ -101,3 +103,9 @@ def test_levels_of_a_tree_that_keeps_files(files: OpenFiles, top: Path) -> None:
         assert levels[0].inode == (top / "a/b").stat().st_ino
     assert cgroup.read("limit") == "a/b\n"
     assert [level.path for level in cgroup.subtree(9)] == ["/a/b"]
+
+
+def test_the_time_of_the_boot_is_psutils() -> None:
+    with OpenFiles(4) as kept:
+        for _ in range(2):
+            assert abs(boot_time_in(kept) - psutil.boot_time()) <= 1  # somebody may set the clock

@@ -61,13 +61,17 @@ class Serving:
         """Its log so far."""
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
+    def kill(self) -> None:
+        """SIGKILL it, and leave everything to the next."""
+        self.process.kill()
+        self.process.wait()
+
     def kill_with_holder(self) -> None:
         """SIGKILL it, and the process that would keep its connections."""
         for child in psutil.Process(self.process.pid).children():
             if "holder" in child.cmdline():
                 child.kill()
-        self.process.kill()
-        self.process.wait()
+        self.kill()
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Stop it and return its exit status."""
