@@ -549,11 +549,14 @@ if os.fork() == 0:
 os.close(fuse)
 """
 
+# The first page that has nothing but arguments, of which there are more: on the one before is what
+# main() has on its stack.
 _STALLED_ARGV = (
-    _STALLED
+    f"# {'-' * 8192}\n"
+    + _STALLED
     + """
 file = os.open(point, os.O_RDONLY)
-page = begin & ~4095
+page = (begin + 4095) & ~4095
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
 print("ready", flush=True)

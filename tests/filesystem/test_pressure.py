@@ -7,7 +7,7 @@ import os
 import select
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -477,11 +477,12 @@ def test_a_cgroup_that_goes_away_wakes_who_waits(mounted: Path) -> None:
 
 def server_of(mounted: Path) -> int:
     """The process behind a mount."""
-    return next(
-        child.pid
-        for child in psutil.Process().children(recursive=True)
-        if "--pressure" in child.cmdline() and str(mounted) in child.cmdline()
-    )
+    for child in psutil.Process().children(recursive=True):
+        # Others come and go, and some have ended and are not waited for yet.
+        with suppress(psutil.NoSuchProcess):
+            if {"--pressure", str(mounted)} <= set(child.cmdline()):
+                return child.pid
+    raise AssertionError(f"no process serves {mounted}")
 
 
 def test_open_files_are_bounded_and_leave_nothing(mounted: Path) -> None:

@@ -35,12 +35,19 @@ class Counters:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._largest: dict[str, float] = {}
+        self._lock = threading.Lock()
         self.backwards: list[str] = []
         self.reads = 0
         self._readers: list[threading.Thread] = []
 
     def read(self) -> dict[str, float]:
-        """Read all files once, compare, and return what they say now."""
+        """Read all files once, compare, and return what they say now.
+
+        With what any read had ended with before this one began: two at a time, one of which may
+        have waited for a daemon, are in no order.
+        """
+        with self._lock:
+            largest = dict(self._largest)
         now: dict[str, float] = {}
         for line in (self._directory / "proc/stat").read_text().splitlines():
             name, *fields = line.split()
@@ -49,11 +56,12 @@ class Counters:
         uptime = (self._directory / "proc/uptime").read_text().split()
         now |= {"uptime": float(uptime[0]), "idle": float(uptime[1])}
         now["last pid"] = float((self._directory / "proc/loadavg").read_text().split()[4])
-        for name, value in now.items():
-            if value < self._largest.get(name, 0):
-                self.backwards.append(f"{name}: {value} after {self._largest[name]}")
-            self._largest[name] = max(value, self._largest.get(name, 0))
-        self.reads += 1
+        with self._lock:
+            for name, value in now.items():
+                if value < largest.get(name, 0):
+                    self.backwards.append(f"{name}: {value} after {largest[name]}")
+                self._largest[name] = max(value, self._largest.get(name, 0))
+            self.reads += 1
         return now
 
     @contextmanager
