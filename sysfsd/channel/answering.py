@@ -24,7 +24,7 @@ async def answering(
     *,
     node_in_handle: bool,
     life: int = 0,
-    answer: Callable[[int, memoryview], bytes | None] | None = None,
+    answer: Callable[[int, memoryview, bool], bytes | None] | None = None,
 ) -> AsyncIterator[Relay]:
     """Answer the kernel for as long as the context lasts. One at a time per process.
 

@@ -21,6 +21,11 @@ OUT_HEADER = struct.Struct("=IiQ")
 _HANDLE = struct.Struct("=Q")
 _READ_IN = struct.Struct("=QQI")
 """fh, offset, size of struct fuse_read_in."""
+_OPEN_IN = struct.Struct("=I")
+"""flags of struct fuse_open_in; open_flags follow, with nothing that we ask for."""
+_OPEN_OUT = struct.Struct("=QIi")
+"""fh, open_flags, backing_id."""
+_FOPEN_DIRECT_IO = 1 << 0
 _OFFSET = struct.Struct("=Q")
 _WRITE_FLAGS = struct.Struct("=I")
 _WRITE_FLAGS_AT = IN_HEADER_BYTES + 32
@@ -199,6 +204,17 @@ def parse_handle(packet: bytearray | memoryview | bytes) -> int:
     """The file handle of a request that begins with one; raises ``struct.error``, too."""
     (handle,) = _HANDLE.unpack_from(packet, IN_HEADER_BYTES)
     return int(handle)
+
+
+def parse_open(packet: bytearray | memoryview | bytes) -> int:
+    """The flags of open(2) in an OPEN; raises ``struct.error``, too."""
+    (flags,) = _OPEN_IN.unpack_from(packet, IN_HEADER_BYTES)
+    return int(flags)
+
+
+def opened(handle: int) -> bytes:
+    """The data of a reply to OPEN, of a file of which the kernel is to keep nothing."""
+    return _OPEN_OUT.pack(handle, _FOPEN_DIRECT_IO, 0)
 
 
 def success(unique: int, data: bytes) -> bytes:

@@ -63,7 +63,8 @@ class Relay:
 
     ``answer`` is asked before pyfuse3 is, with an opcode and the request, for what the first mount
     needs answered: the data of a reply, or None if it is for pyfuse3. A packet costs a tenth that
-    way. It must be quick and raise nothing.
+    way. It must be quick and raise nothing. The third argument says whether nobody waits for a
+    turn; where somebody does, it may answer only what takes no time worth taking turns for.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Relay:
         life: int = 0,
         max_in_flight: int = MAX_IN_FLIGHT,
         at_once: int = AT_ONCE,
-        answer: Callable[[int, memoryview], bytes | None] | None = None,
+        answer: Callable[[int, memoryview, bool], bytes | None] | None = None,
         is_killed: Callable[[int], bool] = is_killed,
     ) -> None:
         self._device = device
@@ -92,6 +93,7 @@ class Relay:
         self._agreement = b""
         self._max_in_flight = max_in_flight
         self._in_flight: dict[int, _InFlight] = {}
+        self._at_once = at_once
         self._waiting: FairQueue[bytes] = FairQueue(at_once)
         self._is_killed = is_killed
         self._asking = -1
@@ -149,14 +151,15 @@ class Relay:
             nursery.cancel_scope.cancel()
 
     async def _relay_first(self) -> None:
-        def take(request: Request, packet: memoryview) -> None:
+        def take(request: Request, packet: memoryview, position: int) -> None:
             if request.opcode == Opcode.INIT:
                 packets.limit_init_request(packet, len(packet))
             elif self._node_in_handle:
                 packets.put_node_in_handle(packet, request)
             if self._shortcut is not None:
                 began = time.perf_counter_ns()
-                data = self._shortcut(request.opcode, packet)
+                alone = position < self._at_once and not self._waiting
+                data = self._shortcut(request.opcode, packet, alone)
                 if data is not None:
                     self._write(self._device, packets.success(request.unique, data))
                     elapsed = time.perf_counter_ns() - began
@@ -171,7 +174,7 @@ class Relay:
         await self._each_request(self._device, take)
 
     async def _relay_second(self, device: int) -> None:
-        def take(request: Request, packet: memoryview) -> None:
+        def take(request: Request, packet: memoryview, _position: int) -> None:
             marked = packets.mark(packet, request)
             packets.put_node_in_handle(packet, marked, packets.DIRECTORY_BY_HANDLE)
             packets.restore_handle(packet, marked, self._life)
@@ -181,15 +184,20 @@ class Relay:
         await self._agreed.wait()
         await self._each_request(device, take)
 
-    async def _each_request(self, device: int, take: Callable[[Request, memoryview], None]) -> None:
-        """Take what the kernel asks and waits for, until its side is gone."""
+    async def _each_request(
+        self, device: int, take: Callable[[Request, memoryview, int], None]
+    ) -> None:
+        """Take what the kernel asks and waits for, until its side is gone.
+
+        With its position among those that were there at once.
+        """
         lost = device in self._resumed and not self._send_again(device)
         mark = packets.UNIQUE_MARK if device == self._second else 0
         buffer = bytearray(packets.BUFFER_BYTES)
         view = memoryview(buffer)
         while True:
             await trio.lowlevel.wait_readable(device)
-            for _ in range(_BATCH):
+            for position in range(_BATCH):
                 try:
                     length = os.readv(device, [buffer])
                 except BlockingIOError:
@@ -218,7 +226,7 @@ class Relay:
                     packets.OUT_HEADER.pack_into(reply, 0, len(reply), 0, request.unique)
                     self._write(device, reply)
                 elif request.opcode not in packets.UNANSWERED:
-                    take(request, view[:length])
+                    take(request, view[:length], position)
 
     def _is_ours(self, request: Request, packet: bytearray) -> bool:
         return (

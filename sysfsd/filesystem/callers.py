@@ -106,14 +106,22 @@ class CallersOperations(Operations):
         self._sizes: dict[str, int] = {}
         self._mounted_ns = time.time_ns()
 
-    def answer(self, opcode: int, packet: memoryview) -> bytes | None:
-        """Answer READ and RELEASE without a detour (`channel.relay`): all is known since OPEN."""
+    def answer(self, opcode: int, packet: memoryview, alone: bool) -> bytes | None:
+        """Answer READ and RELEASE without a detour (`channel.relay`): all is known since OPEN.
+
+        And OPEN itself, if nobody has to be asked for it and nobody else is kept waiting.
+        """
         if opcode == Opcode.READ:
             read = packets.parse_read(packet)
             data = self._open.get(read.handle)
             return None if data is None else data[read.offset : read.offset + read.size]
         if opcode == Opcode.RELEASE and self._open.close(packets.parse_handle(packet)) is not None:
             return b""
+        if opcode == Opcode.OPEN and alone:
+            try:
+                return self._open_at_once(packet)
+            except Exception:  # noqa: BLE001 - `open` comes to the same, and says what is wrong
+                return None
         return None
 
     async def lookup(
@@ -151,8 +159,7 @@ class CallersOperations(Operations):
             raise pyfuse3.FUSEError(errno.EISDIR)
         asking = self._asking(ctx.pid)
         data = await self._content(node.view, asking, opening=True)
-        self._size_of(node.view, data)
-        handle = self._open.add(_owner_of(asking), data, len(data))
+        handle = self._opened_with(node.view, asking, data)
         if handle is None:
             raise pyfuse3.FUSEError(errno.ENFILE)
         return pyfuse3.FileInfo(fh=handle, direct_io=True, keep_cache=False)
@@ -215,11 +222,11 @@ class CallersOperations(Operations):
         runtime does so in the container's cgroup while it binds files, before it sets the limits;
         the program that it becomes sizes itself by what it reads first.
         """
-        recent = (self._opened,) if opening else (self._opened, self._looked_at)
         if asking.tid == 0:
             return self._renderer.kernels_own(view)
+        recent = self._recent(opening=opening)
         domain = self._collector.callers.domain_of(asking.tid)
-        container, shown = asking.marks and self._containers.get(asking.marks), None
+        container, shown = self._container_of(asking), None
         if not container:
             container, shown = await self._identity.shown_to(asking.tid, view.path, domain)
             # That it has none is not kept: one may be registered any time, before its first program
@@ -235,7 +242,40 @@ class CallersOperations(Operations):
                 shown = await self._identity.view_of(container, view.path, domain)
             if shown is not None:
                 return recent[-1].put(key, shown)
-        caller = self._caller(asking)
+        return self._own(view, asking, opening=opening)
+
+    def _open_at_once(self, packet: memoryview) -> bytes | None:
+        """Answer OPEN, if nobody has to be asked for it."""
+        node = self._node(packets.parse_request(packet).node)
+        tid = packets.thread_of(packet)
+        flags = packets.parse_open(packet)
+        if node.view is None or tid == 0 or flags & os.O_ACCMODE != os.O_RDONLY:
+            return None
+        asking = self._asking(tid)
+        container, data = self._container_of(asking), None
+        if container:
+            domain = self._collector.callers.domain_of(tid)
+            data = self._opened.get((container, domain, node.view.path))
+        elif self._identity.is_silent():
+            data = self._own(node.view, asking, opening=True)
+        handle = None if data is None else self._opened_with(node.view, asking, data)
+        return None if handle is None else packets.opened(handle)
+
+    def _opened_with(self, view: View, asking: _Asking, data: bytes) -> int | None:
+        """Keep what an open file shows; returns its handle, or None if too much is open."""
+        self._size_of(view, data)
+        return self._open.add(_owner_of(asking), data, len(data))
+
+    def _container_of(self, asking: _Asking) -> str | None:
+        """A caller's container, if that is known from a moment ago."""
+        return None if asking.marks is None else self._containers.get(asking.marks)
+
+    def _recent(self, *, opening: bool) -> Sequence[Recent[bytes]]:
+        return (self._opened,) if opening else (self._opened, self._looked_at)
+
+    def _own(self, view: View, asking: _Asking, *, opening: bool) -> bytes:
+        """A view for a caller that belongs to no container that the daemon knows."""
+        recent, caller = self._recent(opening=opening), self._caller(asking)
         key = (caller, view.path)
         known = _first(recent, key)
         if known is not None:

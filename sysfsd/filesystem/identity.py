@@ -117,11 +117,12 @@ class Identity:
 
         return await self._ask(look)
 
-    def _daemon_there(self) -> bool:
-        return os.path.exists(self._control)
+    def is_silent(self) -> bool:
+        """Whether nobody would be asked just now, and nobody belongs to a container."""
+        return self._clock() < self._not_before or not os.path.exists(self._control)
 
     async def _ask(self, question: Callable[[], T | None]) -> T | None:
-        if self._clock() < self._not_before or not self._daemon_there():
+        if self.is_silent():
             return None
         try:
             return await trio.to_thread.run_sync(question, limiter=self._threads)

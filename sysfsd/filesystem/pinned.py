@@ -112,7 +112,7 @@ class PinnedOperations(Operations):
         self._limits.forget(record.serial)
         self._known_limits.pop(record.serial, None)
 
-    def answer(self, opcode: int, packet: memoryview) -> bytes | None:
+    def answer(self, opcode: int, packet: memoryview, _alone: bool) -> bytes | None:
         """Answer READ from the snapshot whose size the kernel knows, without a detour (`Relay`)."""
         if opcode != Opcode.READ:
             return None

@@ -18,7 +18,7 @@ from sysfsd.channel.packets import Opcode
 from sysfsd.channel.relay import Relay
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 class Ends:
@@ -54,7 +54,14 @@ def ends() -> Iterator[Ends]:
     made.close()
 
 
-def relay(ends: Ends, *, node_in_handle: bool = True, room: int = 4, killed: int = 0) -> Relay:
+def relay(
+    ends: Ends,
+    *,
+    node_in_handle: bool = True,
+    room: int = 4,
+    killed: int = 0,
+    answer: Callable[[int, memoryview, bool], bytes | None] | None = None,
+) -> Relay:
     return Relay(
         ends.device.fileno(),
         ends.relays,
@@ -62,6 +69,7 @@ def relay(ends: Ends, *, node_in_handle: bool = True, room: int = 4, killed: int
         node_in_handle=node_in_handle,
         max_in_flight=room,
         at_once=room,
+        answer=answer,
         is_killed=lambda thread: thread == killed,
     )
 
@@ -276,6 +284,40 @@ async def test_one_that_asks_much_comes_not_before_one_that_asks_little(
     await trio.testing.wait_all_tasks_blocked()
     ends.answer(2)
     assert struct.unpack_from("=IIQ", await ends.heard(ends.server))[2] == 100
+
+
+async def test_only_the_first_of_many_are_answered_before_their_turn(
+    ends: Ends, nursery: trio.Nursery
+) -> None:
+    """Or who asks a thousand things at once would keep all others waiting for them."""
+    asked: list[bool] = []
+
+    def answer(opcode: int, packet: memoryview, alone: bool) -> bytes | None:
+        assert opcode == packets.parse_request(packet).opcode == Opcode.OPEN
+        asked.append(alone)
+        return packets.opened(7) if alone else None
+
+    one = relay(ends, room=2, answer=answer)
+    for unique in (2, 4, 6):
+        ends.ask(Opcode.OPEN, unique, struct.pack("=II", 0, 0))
+    nursery.start_soon(one.run)
+    # struct fuse_open_out: fh, open_flags (FOPEN_DIRECT_IO), backing_id.
+    for unique in (2, 4):
+        reply = struct.pack("=IiQQIi", 32, 0, unique, 7, 1, 0)
+        assert await ends.heard(ends.kernel) == reply
+    assert struct.unpack_from("=IIQ", await ends.heard(ends.server))[2] == 6
+    assert asked == [True, True, False]
+    # And none while somebody waits for a turn: two more, of which one is at work.
+    asked.clear()
+    for unique in (8, 10, 12, 14):
+        ends.ask(Opcode.OPEN, unique, struct.pack("=II", 0, 0))
+    for unique in (8, 10):
+        assert struct.unpack_from("=Q", await ends.heard(ends.kernel), 8) == (unique,)
+    await trio.testing.wait_all_tasks_blocked()
+    ends.ask(Opcode.OPEN, 16, struct.pack("=II", 0, 0))
+    await trio.testing.wait_all_tasks_blocked()
+    assert asked == [True, True, False, False, False]
+    assert one.in_flight == 4
 
 
 async def test_who_is_killed_while_waiting_is_let_go(ends: Ends, nursery: trio.Nursery) -> None:
