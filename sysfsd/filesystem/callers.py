@@ -103,6 +103,7 @@ class CallersOperations(Operations):
         # By their marks. Telling who a caller is takes ten times as long as reading those.
         self._callers: Recent[Caller] = Recent(RECENT_SECONDS, MAX_RECENT)
         self._containers: Recent[str] = Recent(RECENT_SECONDS, MAX_RECENT)
+        self._owners: Recent[CgroupPaths] = Recent(RECENT_SECONDS, MAX_RECENT)
         self._sizes: dict[str, int] = {}
         self._mounted_ns = time.time_ns()
 
@@ -181,7 +182,7 @@ class CallersOperations(Operations):
         asking = self._asking(ctx.pid)
         children = self._tree.children(node, await self._members(node.lists, asking))
         size = _ENTRY_BYTES * len(children)
-        handle = self._listings.add(_owner_of(asking), tuple(children), size)
+        handle = self._listings.add(self._owner_of(asking), tuple(children), size)
         if handle is None:
             raise pyfuse3.FUSEError(errno.ENFILE)
         return handle
@@ -264,7 +265,7 @@ class CallersOperations(Operations):
     def _opened_with(self, view: View, asking: _Asking, data: bytes) -> int | None:
         """Keep what an open file shows; returns its handle, or None if too much is open."""
         self._size_of(view, data)
-        return self._open.add(_owner_of(asking), data, len(data))
+        return self._open.add(self._owner_of(asking), data, len(data))
 
     def _container_of(self, asking: _Asking) -> str | None:
         """A caller's container, if that is known from a moment ago."""
@@ -306,6 +307,18 @@ class CallersOperations(Operations):
             return known
         caller = self._collector.callers.identify(asking.tid)
         return caller if asking.marks is None else self._callers.put(asking.marks, caller)
+
+    def _owner_of(self, asking: _Asking) -> Hashable:
+        """Whose open files a caller's count as."""
+        if asking.tid == 0:
+            return None
+        if asking.marks is None:
+            return outermost(read_cgroup_paths(asking.tid))
+        text = asking.marks.cgroup
+        known = self._owners.get(text)
+        if known is not None:
+            return known
+        return self._owners.put(text, outermost(CgroupPaths.parse(text)))
 
     def _node(self, inode: int) -> Node:
         serial, number = parts_of(inode)
@@ -357,15 +370,6 @@ class CallersOperations(Operations):
 def _name_seconds(node: Node) -> float:
     """For how long the kernel may believe in a name: not where one has it and another has not."""
     return STATIC_TIMEOUT if node.listed is None else 0
-
-
-def _owner_of(asking: _Asking) -> Hashable:
-    """Whose open files a caller's count as."""
-    if asking.tid == 0:
-        return None
-    if asking.marks is None:
-        return outermost(read_cgroup_paths(asking.tid))
-    return outermost(CgroupPaths.parse(asking.marks.cgroup))
 
 
 def _first(recent: Sequence[Recent[bytes]], key: Hashable) -> bytes | None:
