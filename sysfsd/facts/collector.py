@@ -279,7 +279,9 @@ class FactsCollector:
         self._callers: OrderedDict[Caller, None] = OrderedDict()
         self.callers = Callers(tree, proc=proc, max_kept=max_callers)
         """Tells who asks, for `facts_of_caller`."""
-        self.load_sampler = LoadSampler(tree, proc=proc, clock=clock, keep=self._keeper.keep_load)
+        self.load_sampler = LoadSampler(
+            tree, proc=proc, clock=clock, keep=self._keeper.keep_load, files=files
+        )
         """Call its `sample_all` every 5 seconds, in a worker thread."""
 
     def track(self, container: Container) -> None:

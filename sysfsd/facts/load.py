@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
 
     from sysfsd.kernel.cgroups import Cgroup, CgroupPaths, CgroupTree
+    from sysfsd.kernel.openfiles import Key, OpenFiles
 
 INTERVAL_SECONDS = 5
 
@@ -171,7 +172,7 @@ class Target(NamedTuple):
 class _Count(NamedTuple):
     """The last count of a container's tasks."""
 
-    activity: str | None
+    activity: bytes | None
     """What its activity file said before they were counted."""
     tasks: TaskCount
     source: str
@@ -184,7 +185,7 @@ class _Tracked:
     target: Target
     number: int
     """By which those that are counted again take turns."""
-    activity: str | None
+    activity: Key | None
     """The file that says for how long its tasks have run; None if there is none of its own."""
     last: _Count | None = None
 
@@ -218,8 +219,13 @@ class LoadSampler:
         max_tasks: int = MAX_TASKS,
         max_tasks_per_round: int = MAX_TASKS_PER_ROUND,
         keep: Callable[[Hashable, KeptLoad], None] = lambda _key, _load: None,
+        files: OpenFiles | None = None,
     ) -> None:
-        """Make one; `keep` is called with every load before anybody gets to see it."""
+        """Make one; `keep` is called with every load before anybody gets to see it.
+
+        What says whether anything ran stays open in `files`, which remain yours, if there are any.
+        """
+        self._files = files
         self._tree = tree
         self._proc = proc
         self._clock = clock
@@ -306,7 +312,7 @@ class LoadSampler:
     def _sample(self, key: Hashable, tracked: _Tracked) -> tuple[LoadFacts, bool]:
         """Move a container's averages; returns its load, and whether its tasks were counted."""
         # Before they are counted: what runs from here on shows next time.
-        activity = None if tracked.activity is None else read_text(tracked.activity)
+        activity = None if tracked.activity is None else self._read(tracked.activity)
         count = tracked.last
         idle = count is not None and activity is not None and count.activity == activity
         if count is None or not idle or (self._round + tracked.number) % RECOUNT_ROUNDS == 0:
@@ -330,7 +336,13 @@ class LoadSampler:
                 self._loads[key] = after
             return after, not idle
 
-    def _count(self, target: Target, activity: str | None) -> _Count:
+    def _read(self, key: Key) -> bytes | None:
+        if self._files is not None:
+            return self._files.read(*key)
+        mountpoint, path, name = key
+        return read_text(f"{mountpoint}{path}/{name}").encode()
+
+    def _count(self, target: Target, activity: bytes | None) -> _Count:
         cgroup = self._tree.membership(target.paths)
         if cgroup is None:
             return _Count(activity, TaskCount(), "0: no cgroup")
@@ -340,7 +352,7 @@ class LoadSampler:
         return _Count(activity, tasks, f"tasks of {cgroup.source('')} and below")
 
 
-def _activity_file(tree: CgroupTree, paths: CgroupPaths) -> str | None:
+def _activity_file(tree: CgroupTree, paths: CgroupPaths) -> Key | None:
     """The file that changes whenever a task of a container's cgroup, or below, has run.
 
     cpuacct.usage is charged to a cgroup and all above it (``cpuacct_charge``), and so is what v2
@@ -354,7 +366,7 @@ def _activity_file(tree: CgroupTree, paths: CgroupPaths) -> str | None:
             cgroup, name = tree.controller(paths, "cpuacct"), "cpuacct.usage"
     except OSError:
         return None
-    return None if cgroup is None or cgroup.is_root else cgroup.source(name)
+    return None if cgroup is None or cgroup.is_root else (cgroup.mountpoint, cgroup.path, name)
 
 
 def count_tasks(

@@ -16,6 +16,7 @@ from tests.bench.figures import Tally, bucket_of, total
 from tests.bench.generator import CAT, THREADS, compiled, generating_in
 from tests.bench.processes import resident_bytes, spent_ns, tree
 from tests.support.daemon import serving
+from tests.support.wait import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from tests.support.daemon import Serving
 
 SIZES = (1, 10, 100, 1000)
-IDLE_SECONDS = 5.0
-"""The daemon counts each container's tasks every 5 s: this has one such round in it."""
+IDLE_SECONDS = 10.0
+"""The daemon looks at each container every 5 s: this has two such rounds in it."""
 
 _RUNS = 4
 _RUN_SECONDS = 0.25
@@ -50,11 +51,13 @@ def measure(
             for size in sizes:
                 tell(f"scale: {size} containers")
                 new = others.add(size - 1 - len(others.pids))
-                results.append({"containers": size, **_at(serve, new, reader, idle)})
+                results.append({"containers": size, **_at(serve, size, new, reader, idle)})
     return results
 
 
-def _at(serve: Serving, new: Mapping[str, int], reader: Generator, idle: float) -> dict[str, Any]:
+def _at(
+    serve: Serving, size: int, new: Mapping[str, int], reader: Generator, idle: float
+) -> dict[str, Any]:
     daemon = tree(serve.process.pid)
     before, began = spent_ns(daemon), time.perf_counter()
     for name, pid in new.items():
@@ -63,6 +66,8 @@ def _at(serve: Serving, new: Mapping[str, int], reader: Generator, idle: float) 
     first = _first_reads(serve, new)
     reads = _read(reader)
     resident = resident_bytes(daemon)
+    # Idle is after all tasks were counted for the first time, which is part of their coming.
+    until(lambda: _has_settled(serve, size), "a round of samples with little in it", 30, 0.5)
     before = spent_ns(daemon)
     time.sleep(idle)  # nothing to wait for: this is what is measured
     spent = spent_ns(daemon) - before
@@ -75,6 +80,11 @@ def _at(serve: Serving, new: Mapping[str, int], reader: Generator, idle: float) 
         "rss_bytes": resident,
         "idle_cpu_percent": round(100 * spent / 1e9 / idle, 3),
     }
+
+
+def _has_settled(serve: Serving, containers: int) -> bool:
+    sampled = serve.call("stats")["load_sampler"]
+    return bool(sampled["containers"] == containers and sampled["counted"] <= containers // 4)
 
 
 def _register(serve: Serving, name: str, pid: int) -> None:
