@@ -125,3 +125,35 @@ def test_the_service_goes_and_comes_back(docker: Docker, start: Start) -> None:
         command("systemctl", "start", *UNITS)
     until(lambda: box.meminfo()["MemTotal"] == TOTAL, "its views")
     assert start(*MEMORY).meminfo()["MemTotal"] == TOTAL
+
+
+def test_a_container_starts_the_service(docker: Docker, start: Start) -> None:
+    command("systemctl", "stop", "sysfsd.service")
+    assert shown("sysfsd.service", "ActiveState") == "inactive"
+    assert start(*MEMORY).meminfo()["MemTotal"] == TOTAL
+    assert shown("sysfsd.service", "ActiveState") == "active"
+
+
+def test_failing_again_and_again(docker: Docker, start: Start) -> None:
+    """Containers get the kernel's files when systemd gives up, and ours when we are mended."""
+    box = start(*MEMORY)
+    broken = Path("/run/systemd/system/sysfsd.service.d/broken.conf")
+    broken.parent.mkdir(parents=True)
+    broken.write_text("[Service]\nExecStart=\nExecStart=/bin/false\n")
+    try:
+        command("systemctl", "daemon-reload")
+        command("kill", "-KILL", main_pid())
+        until(lambda: shown("sysfsd.service", "ActiveState") == "failed", "systemd to give up", 60)
+        until(
+            lambda: "/proc/meminfo" not in Path(f"/proc/{box.pid}/mountinfo").read_text(),
+            "the kernel's own file",
+            60,
+        )
+        assert box.meminfo()["MemTotal"] == host_total()
+    finally:
+        broken.unlink()
+        broken.parent.rmdir()
+        command("systemctl", "daemon-reload")
+        command("systemctl", "reset-failed", *UNITS)
+        command("systemctl", "start", *UNITS)
+    until(lambda: box.meminfo()["MemTotal"] == TOTAL, "its views")

@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.support.containers import container
+from tests.support.daemon import serving, sysfsd
+from tests.vm.conftest import command
+
 if TYPE_CHECKING:
     from tests.vm.conftest import Start
 
+_IPVS = ("conntrack", "conn_reuse_mode", "expire_nodest_conn", "expire_quiescent_template")
 UUID = "/sys/class/dmi/id/product_uuid"
 
 
@@ -30,3 +35,17 @@ def test_each_container_is_a_machine_of_its_own(start: Start) -> None:
         assert box.docker.shell(box.name, f"stat -Lc '%a %u' {UUID}") == "400 0"
         uuids.append(uuid)
     assert len({host, *uuids}) == 3
+
+
+def test_ipvs(tmp_path: Path) -> None:
+    """The module's, some of which the kernel gives to namespaces and some it hides."""
+    command("modprobe", "ip_vs")
+    with container(isolated=True) as box, serving(tmp_path) as daemon:
+        done = sysfsd("attach", "--id", "box", str(box.pid), control=daemon.control)
+        assert done.returncode == 0, done.stderr
+        for name in _IPVS:
+            path = Path("/proc/sys/net/ipv4/vs", name)
+            before = path.read_text()
+            box.run("sh", "-c", f"echo 7 >{path}")
+            assert box.run("cat", str(path)) == "7\n"
+            assert path.read_text() == before
