@@ -61,6 +61,9 @@ RESUME_ROUNDS = 30
 RESUME_PAUSE_SECONDS = 1.0
 """So often, and with this pause, overlays are looked for: a container may be just starting."""
 
+MOUNT_LOOKS = 20
+"""How often ``sysfsd mount`` looks for what a reader it just answered asks next: for some 20 us."""
+
 ALIVE_SECONDS = 3.0
 """Between two proofs that we don't hang; whoever watches over us waits several times as long."""
 
@@ -288,7 +291,13 @@ async def mount(directory: str, control: str, policy: Policy) -> None:
             limit=limit,
         )
         relay = await stack.enter_async_context(
-            answering(operations, connection, node_in_handle=False, answer=operations.answer)
+            answering(
+                operations,
+                connection,
+                node_in_handle=False,
+                answer=operations.answer,
+                looks=MOUNT_LOOKS,
+            )
         )
         # First of all to be undone: nobody finds the file system there and no one answering.
         stack.callback(device.unmount, directory)

@@ -25,6 +25,7 @@ async def answering(
     node_in_handle: bool,
     life: int = 0,
     answer: Callable[[int, memoryview, bool], bytes | None] | None = None,
+    looks: int = 0,
 ) -> AsyncIterator[Relay]:
     """Answer the kernel for as long as the context lasts. One at a time per process.
 
@@ -46,6 +47,7 @@ async def answering(
             resumed=frozenset(each.device for each in connections if each.resumed),
             life=life,
             answer=answer,
+            looks=looks,
         )
         nursery.start_soon(pyfuse3.main, 1, MAX_IN_FLIGHT + 16)
         nursery.start_soon(relay.run)

@@ -61,6 +61,7 @@ def relay(
     room: int = 4,
     killed: int = 0,
     answer: Callable[[int, memoryview, bool], bytes | None] | None = None,
+    looks: int = 0,
 ) -> Relay:
     return Relay(
         ends.device.fileno(),
@@ -70,6 +71,7 @@ def relay(
         max_in_flight=room,
         at_once=room,
         answer=answer,
+        looks=looks,
         is_killed=lambda thread: thread == killed,
     )
 
@@ -318,6 +320,28 @@ async def test_only_the_first_of_many_are_answered_before_their_turn(
     await trio.testing.wait_all_tasks_blocked()
     assert asked == [True, True, False, False, False]
     assert one.in_flight == 4
+
+
+@pytest.mark.parametrize(("data", "looked"), [(b"some", 4), (b"", 1)])
+async def test_whoever_got_data_is_expected_to_ask_for_more(
+    ends: Ends, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, data: bytes, looked: int
+) -> None:
+    """So many times it is looked for another request, before anybody else has the CPU."""
+    reads: list[bool] = []
+    readv = os.readv
+
+    def counting(fd: int, buffers: list[bytearray]) -> int:
+        reads.append(False)
+        length = readv(fd, buffers)
+        reads[-1] = True
+        return length
+
+    monkeypatch.setattr(os, "readv", counting)
+    nursery.start_soon(relay(ends, answer=lambda *_: data, looks=3).run)
+    ends.ask(Opcode.READ, 2, struct.pack("=QQII", 77, 0, 512, 0))
+    assert (await ends.heard(ends.kernel))[16:] == data
+    await trio.testing.wait_all_tasks_blocked()
+    assert reads == [True] + looked * [False]
 
 
 async def test_who_is_killed_while_waiting_is_let_go(ends: Ends, nursery: trio.Nursery) -> None:
