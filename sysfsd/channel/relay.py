@@ -61,12 +61,14 @@ class Relay:
     what the kernel told that one, and the kernel sends again what that one did not answer. Handles
     of the second mount that are not of this ``life`` arrive as nodes.
 
-    ``answer`` is asked before pyfuse3 is, with an opcode and the request, for what the first mount
-    needs answered: the data of a reply, or None if it is for pyfuse3. A packet costs a tenth that
-    way. It must be quick and raise nothing. The third argument says whether nobody waits for a
-    turn; where somebody does, it may answer only what takes no time worth taking turns for. Whoever
-    got data that way will ask for more at once: it is looked for ``looks`` times before we go to
-    sleep, since to be woken on another CPU takes longer than to answer.
+    ``answer`` is asked before pyfuse3 is, with an opcode and the request as pyfuse3 would get it:
+    the data of a reply, or None if it is for pyfuse3. A packet costs a tenth that way. It must be
+    quick and raise nothing. The third argument says whether nobody waits for a turn; where somebody
+    does, it may answer only what takes no time worth taking turns for. RELEASE is to be answered
+    so: the kernel has twelve of them asked at a time (``max_background``), and if they waited for
+    their turns, whoever opens and closes much would have ever more open. Whoever got data that way
+    will ask for more at once: it is looked for ``looks`` times before we go to sleep, since to be
+    woken on another CPU takes longer than to answer.
     """
 
     def __init__(
@@ -161,17 +163,9 @@ class Relay:
                 packets.limit_init_request(packet, len(packet))
             elif self._node_in_handle:
                 packets.put_node_in_handle(packet, request)
-            if self._shortcut is not None:
-                began = time.perf_counter_ns()
-                alone = position < self._at_once and not self._waiting
-                data = self._shortcut(request.opcode, packet, alone)
-                if data is not None:
-                    self._write(self._device, packets.success(request.unique, data))
-                    self._looks_left = self._looks if data else 0
-                    elapsed = time.perf_counter_ns() - began
-                    self.counters.answered(request.opcode, elapsed, error=0)
-                    return
-            self._queue(request, packet)
+            alone = position < self._at_once and not self._waiting
+            if not self._answered(self._device, request, packet, alone):
+                self._queue(request, packet)
 
         if self._device in self._resumed:
             init = packets.init_request()
@@ -185,10 +179,24 @@ class Relay:
             packets.put_node_in_handle(packet, marked, packets.DIRECTORY_BY_HANDLE)
             packets.restore_handle(packet, marked, self._life)
             packets.write_appended_at_start(packet, marked)
-            self._queue(marked, packet)
+            if not self._answered(device, request, packet, alone=False):
+                self._queue(marked, packet)
 
         await self._agreed.wait()
         await self._each_request(device, take)
+
+    def _answered(self, device: int, request: Request, packet: memoryview, alone: bool) -> bool:
+        """Answer a request without pyfuse3, if that can be done; returns whether it was."""
+        if self._shortcut is None:
+            return False
+        began = time.perf_counter_ns()
+        data = self._shortcut(request.opcode, packet, alone)
+        if data is None:
+            return False
+        self._write(device, packets.success(request.unique, data))
+        self._looks_left = self._looks if data else 0
+        self.counters.answered(request.opcode, time.perf_counter_ns() - began, error=0)
+        return True
 
     async def _each_request(
         self, device: int, take: Callable[[Request, memoryview, int], None]
@@ -271,9 +279,7 @@ class Relay:
             self._write(device, packets.refusal(unique, errno.EINTR))
 
     def _queue(self, request: Request, packet: memoryview) -> None:
-        # What is closed must be, or it would be kept for ever, and before more is opened: the
-        # kernel hands out few of these at a time (fuse_flush_bg_queue), and who opens and closes
-        # much would have too much open.
+        # What is closed must be, or it would be kept for ever, and before more is opened.
         weight = 0 if request.opcode == Opcode.RELEASE else len(packet) + _PACKET_OVERHEAD
         self._waiting.push(request.owner, request.unique, bytes(packet), weight)
         self._pass_on()

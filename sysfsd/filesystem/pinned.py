@@ -113,10 +113,18 @@ class PinnedOperations(Operations):
         self._known_limits.pop(record.serial, None)
 
     def answer(self, opcode: int, packet: memoryview, _alone: bool) -> bytes | None:
-        """Answer READ from the snapshot whose size the kernel knows, without a detour (`Relay`)."""
+        """Answer READ from the snapshot whose size the kernel knows, without a detour (`Relay`).
+
+        And close exact files.
+        """
+        if opcode == Opcode.RELEASE:
+            self._opened.close(self._number_of(packets.parse_handle(packet)))
+            return b""
         if opcode != Opcode.READ:
             return None
         read = packets.parse_read(packet)
+        if read.handle & EXACT:
+            return None
         snapshot = self.snapshots.known(*parts_of(read.handle))
         return None if snapshot is None else snapshot.read(read.offset, read.size)
 
@@ -191,10 +199,6 @@ class PinnedOperations(Operations):
         if handle is None:
             raise pyfuse3.FUSEError(errno.EMFILE)
         return pyfuse3.FileInfo(fh=EXACT | handle_of(self._life, handle), direct_io=True)
-
-    async def release(self, fh: int) -> None:
-        """Close an exact file."""
-        self._opened.close(self._number_of(fh))
 
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         """The same for directories (FUSE_NO_OPENDIR_SUPPORT)."""

@@ -209,6 +209,47 @@ async def test_a_second_mount_goes_through_the_same_end(ends: Ends, nursery: tri
         assert one.in_flight == 0
 
 
+async def test_what_a_second_mount_closes_waits_for_no_turn(
+    ends: Ends, nursery: trio.Nursery
+) -> None:
+    """Or who opens and closes much, among many, would have ever more open."""
+    closed: list[int] = []
+
+    def answer(opcode: int, packet: memoryview, _alone: bool) -> bytes | None:
+        if opcode != Opcode.RELEASE:
+            return None
+        closed.append(packets.parse_handle(packet))
+        return b""
+
+    kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with kernel, device:
+        kernel.setblocking(False)
+        device.setblocking(False)
+        one = Relay(
+            ends.device.fileno(),
+            ends.relays,
+            ChannelCounters(),
+            node_in_handle=True,
+            second=device.fileno(),
+            max_in_flight=1,
+            answer=answer,
+        )
+        nursery.start_soon(one.run)
+        ends.ask(Opcode.INIT, 2, bytes(64))
+        await ends.heard(ends.server)
+        ends.server.send(struct.pack("=IiQ", 80, 0, 2) + bytes(64))
+        await ends.heard(ends.kernel)
+        for unique in (4, 6):  # one is at work, one waits
+            ends.ask(Opcode.GETATTR, unique)
+        await ends.heard(ends.server)
+        handle = 1 << 63 | packets.handle_of(0, 7)
+        body = struct.pack("=QIIQ", handle, 0, 0, 0)
+        kernel.send(struct.pack("=IIQQ16x", 64, Opcode.RELEASE, 4, 5) + body)
+        assert await ends.heard(kernel) == struct.pack("=IiQ", 16, 0, 4)
+        assert closed == [handle]
+        assert one.in_flight == 2
+
+
 async def test_a_connection_that_another_process_began(ends: Ends, nursery: trio.Nursery) -> None:
     one = Relay(
         ends.device.fileno(),
