@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from sysfsd.facts.load import LoadSampler
     from sysfsd.policy import Policy
 
+_LOCK_SECONDS = 2.0
+
 RESUME_ROUNDS = 30
 RESUME_PAUSE_SECONDS = 1.0
 """So often, and with this pause, overlays are looked for: a container may be just starting."""
@@ -86,8 +88,9 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
             trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         )
 
-        # Ours alone, before anything of a predecessor's is touched.
-        stack.enter_context(state.locked(config.state_dir))
+        # Ours alone, before anything of a predecessor's is touched. It may just be ending, or its
+        # holder giving up.
+        stack.enter_context(state.locked(config.state_dir, patience=_LOCK_SECONDS))
         stage = state.make_stage(config.state_dir)
         private = state.make_private(config.state_dir)
         os.makedirs(os.path.dirname(config.control), mode=0o711, exist_ok=True)

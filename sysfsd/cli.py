@@ -149,8 +149,8 @@ def _parser() -> argparse.ArgumentParser:
         help="with --all: without the daemon, which is gone; and unmount",
     )
     detach.add_argument("--state-dir", metavar="DIR", help="that daemon's")
-    # How the daemon does it before it ends.
-    detach.add_argument("--by-daemon", action="store_true", help=argparse.SUPPRESS)
+    # How the daemon does it before it ends, or its holder: they have the lock.
+    detach.add_argument("--locked", action="store_true", help=argparse.SUPPRESS)
     detach.add_argument(
         "--unless-restarting",
         metavar="UNIT",
@@ -273,7 +273,7 @@ def _detach(options: argparse.Namespace) -> int:
         if options.unless_restarting and unit.restarts(options.unless_restarting):
             return 0
         state_dir = options.state_dir or load().state_dir
-        if options.by_daemon:
+        if options.locked:
             return _all_but(offline.take_left_views(state_dir), "still attached, restart them")
         if not os.path.isdir(state_dir):
             raise UsageError(f"{state_dir} is not there; name the daemon's with --state-dir")

@@ -30,7 +30,7 @@ async def uncover_containers(state_dir: str) -> None:
         "detach",
         "--all",
         "--offline",
-        "--by-daemon",
+        "--locked",
         "--state-dir",
         state_dir,
     )

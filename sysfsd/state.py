@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from typing import TYPE_CHECKING
 
 from sysfsd.errors import SysfsdError
@@ -15,12 +16,15 @@ if TYPE_CHECKING:
 _SEARCHABLE = 0o711
 """A container's root must get through to its stage, and need not see who else is there."""
 
+_LOOK_AGAIN_SECONDS = 0.02
+
 
 @contextlib.contextmanager
-def locked(state_dir: str) -> Iterator[None]:
+def locked(state_dir: str, patience: float = 0) -> Iterator[None]:
     """Make the directory ours for as long as we live; raises ``SysfsdError`` if it is another's.
 
-    The lock goes with the process, however it ends, so that a crashed predecessor is no obstacle.
+    And stays so for ``patience`` seconds. The lock goes with the process, however it ends, so that
+    a crashed predecessor is no obstacle.
     """
     _make(state_dir)
     fd = os.open(
@@ -29,19 +33,29 @@ def locked(state_dir: str) -> Iterator[None]:
         0o600,
     )
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _got(fd, time.monotonic() + patience):
             pid = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
             raise SysfsdError(
                 f"another sysfsd runs with the state directory {state_dir} (pid {pid}); "
                 "stop it, or choose another --state-dir, --mountpoint and --control"
-            ) from None
+            )
         os.ftruncate(fd, 0)
         os.write(fd, f"{os.getpid()}\n".encode())
         yield
     finally:
         os.close(fd)
+
+
+def _got(lock: int, end: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(_LOOK_AGAIN_SECONDS)  # flock(2) knows no deadline
+        else:
+            return True
 
 
 def make_stage(state_dir: str) -> str:

@@ -46,7 +46,8 @@ LISTENER = 3
 """The descriptor at which the holder is started to listen."""
 
 _SO_PEERPIDFD = 77  # asm-generic/socket.h, since Linux 6.5
-GIVING_UP_SECONDS = 30.0
+_GIVING_UP_SECONDS = 30.0
+_AGAIN_SECONDS = 0.2
 
 
 class Holder:
@@ -64,6 +65,8 @@ class Holder:
         it had. That one comes back and fails is no answer to them."""
         self._was_well = False
         """Whether the one that is connected has said so."""
+        self._not_before = self._heard
+        """When to try again to give up."""
 
     def run(self) -> None:
         """Keep what is there until there is nobody to keep it for."""
@@ -73,7 +76,7 @@ class Holder:
             if self._daemon is not None:
                 poller.register(self._daemon, select.POLLIN)
             if self._daemon is None:
-                end = self._well + PATIENCE_SECONDS
+                end = max(self._well + PATIENCE_SECONDS, self._not_before)
             else:
                 end = self._heard + SILENCE_SECONDS
             left = max(0.0, end - time.monotonic())
@@ -85,10 +88,12 @@ class Holder:
             elif self._listener.fileno() in ready:
                 self._welcome()
             elif not ready and end <= time.monotonic():
-                if self._daemon is None:
-                    self._give_up()
+                if self._daemon is not None:
+                    self._kill(self._daemon)
+                elif self._gave_up():
                     return
-                self._kill(self._daemon)
+                else:
+                    self._not_before = time.monotonic() + _AGAIN_SECONDS
 
     def _welcome(self) -> None:
         """Hand all to the next daemon. Whoever was there before is gone: it held a lock."""
@@ -163,10 +168,29 @@ class Holder:
             self._well = time.monotonic()
         self._lose()
 
-    def _give_up(self) -> None:
-        """Let the containers have the kernel's files, while callers wait for us: none may fail."""
-        if not self._kept or self._is_served():
-            return
+    def _gave_up(self) -> bool:
+        """Let the containers have the kernel's files, while callers wait for us: none may fail.
+
+        Unless a daemon has the lock of the directory: one that we lost sight of, one that is about
+        to connect, or one that has failed and is about to end.
+        """
+        if not self._kept:
+            return True
+        path = os.path.join(self._state_dir, "lock")
+        try:
+            lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # there is no such directory any more
+            return True
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._detach_all()
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(lock)
+        return True
+
+    def _detach_all(self) -> None:
         print(
             f"sysfsd: no daemon for {PATIENCE_SECONDS:.0f} s: containers get the kernel's files",
             file=sys.stderr,
@@ -174,26 +198,12 @@ class Holder:
         command = [sys.executable, "-I", "-S", START, "cli", "detach", "--all", "--offline"]
         try:
             subprocess.run(
-                [*command, "--state-dir", self._state_dir],
+                [*command, "--locked", "--state-dir", self._state_dir],
                 check=False,
-                timeout=GIVING_UP_SECONDS,
+                timeout=_GIVING_UP_SECONDS,
             )
         except (OSError, subprocess.SubprocessError) as error:
             print(f"sysfsd: {error}", file=sys.stderr)
-
-    def _is_served(self) -> bool:
-        """Whether a daemon lives that we lost sight of: it has the lock of the directory."""
-        try:
-            lock = os.open(os.path.join(self._state_dir, "lock"), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(lock)
-        return False
 
 
 def _peer(daemon: socket.socket) -> int:

@@ -200,14 +200,12 @@ class HolderStore:
 
 def _welcomed(connection: socket.socket) -> dict[str, int]:
     """What a holder has, which it says first; raises ``ConnectionError`` when it ends instead."""
-    # It may be taking views from containers just now, and ends then.
-    connection.settimeout(holder.GIVING_UP_SECONDS + _SECONDS)
+    connection.settimeout(_SECONDS)
     packet, fds, _flags, _ = socket.recv_fds(
         connection, holder.PACKET_BYTES, holder.MAX_DESCRIPTORS
     )
     if not packet:
         raise ConnectionResetError
-    connection.settimeout(_SECONDS)
     for fd in fds:
         os.set_inheritable(fd, False)
     return dict(zip(json.loads(packet)["names"], fds, strict=True))

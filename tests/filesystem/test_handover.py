@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from sysfsd import state
 from sysfsd.handover import holder
 from sysfsd.handover.store import HolderStore, SystemdStore
 from tests.support.wait import until
@@ -141,6 +142,28 @@ def test_nonsense_ends_the_conversation_and_loses_nothing(place: Path) -> None:
 def test_one_without_anything_to_keep_ends_when_nobody_comes(place: Path) -> None:
     store_of(place).close()
     until(lambda: ended(place), "the end of the holder", holder.PATIENCE_SECONDS + 20)
+
+
+def test_one_does_not_give_up_while_somebody_has_the_lock(place: Path) -> None:
+    """A daemon that failed and is ending: what is attached would be nobody's."""
+    reading, writing = os.pipe()
+    store = store_of(place)
+    store.keep("pipe", writing)
+    os.close(writing)
+    with state.locked(str(place)):
+        store.close()
+        (process,) = holders(place)
+        before = process.num_ctx_switches().voluntary
+        # It does nothing but try again.
+        until(
+            lambda: process.num_ctx_switches().voluntary > before + 10,
+            "its attempts",
+            holder.PATIENCE_SECONDS + 20,
+        )
+        assert process.is_running()
+    until(lambda: ended(place), "its end")
+    assert os.read(reading, 1) == b""
+    os.close(reading)
 
 
 def test_what_systemd_hands_us(tmp_path: Path) -> None:
