@@ -177,6 +177,7 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
                 node_in_handle=True,
                 life=life,
                 answer=operations.answer,
+                last_known=operations.last_known,
             )
         )
         stopping = trio.Event()

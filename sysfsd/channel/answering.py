@@ -11,6 +11,7 @@ import trio
 from sysfsd.channel import device
 from sysfsd.channel.counters import ChannelCounters
 from sysfsd.channel.relay import MAX_IN_FLIGHT, Relay
+from sysfsd.channel.standin import standing_in
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -26,10 +27,12 @@ async def answering(
     life: int = 0,
     answer: Callable[[int, memoryview, bool], bytes | None] | None = None,
     looks: int = 0,
+    last_known: Callable[[bytes | bytearray], bytes | None] | None = None,
 ) -> AsyncIterator[Relay]:
     """Answer the kernel for as long as the context lasts. One at a time per process.
 
-    ``second`` is where the same is mounted once more, for files that are opened one by one.
+    ``second`` is where the same is mounted once more, for files that are opened one by one. For
+    ``last_known`` see `StandIn`.
     """
     connections = [first] if second is None else [first, second]
     async with AsyncExitStack() as stack:
@@ -51,4 +54,6 @@ async def answering(
         )
         nursery.start_soon(pyfuse3.main, 1, MAX_IN_FLIGHT + 16)
         nursery.start_soon(relay.run)
+        if last_known is not None:
+            stack.enter_context(standing_in(relay, first.device, last_known))
         yield relay

@@ -27,6 +27,8 @@ class ChannelCounters:
         self._by_opcode: dict[int, OpcodeCounters] = {}
         self.lost_replies = 0
         """Replies to requests that nobody waited for any more."""
+        self.stood_in = 0
+        """Answers that came from the last refresh, because the event loop or pyfuse3 was late."""
         self.shed = 0
         """Requests that were refused because too much waited."""
         self.most_in_flight = 0
@@ -60,6 +62,7 @@ class ChannelCounters:
                 for opcode, counters in sorted(self._by_opcode.items())
             },
             "lost_replies": self.lost_replies,
+            "stood_in": self.stood_in,
             "shed": self.shed,
             "most_in_flight": self.most_in_flight,
         }

@@ -104,6 +104,11 @@ class FairQueue(Generic[T]):
         owner = self._owner_of.get(number)
         return None if owner is None else self._owners[owner].waiting[number][0]
 
+    def requests(self) -> list[T]:
+        """All that wait; also for another thread, since each copy is made at once."""
+        owners = list(self._owners.values())
+        return [each for owner in owners for each, _ in list(owner.waiting.values())]
+
     def shed(self, at_most: int) -> list[tuple[int, T]]:
         """Take the youngest out, half or as many, of whoever has most waiting by weight.
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 import os
 import struct
 from enum import IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pyfuse3 import EntryAttributes
 
 IN_HEADER = struct.Struct("=IIQQI")
 """len, opcode, unique, nodeid, uid; gid, pid and padding follow."""
@@ -26,6 +29,9 @@ _OPEN_IN = struct.Struct("=I")
 _OPEN_OUT = struct.Struct("=QIi")
 """fh, open_flags, backing_id."""
 _FOPEN_DIRECT_IO = 1 << 0
+_ATTR_OUT = struct.Struct("=QI4xQQQQQQIIIIIIIII4x")
+"""attr_valid, attr_valid_nsec; ino, size, blocks, times, their ns, mode, nlink, uid, gid, rdev,
+blksize, flags."""
 _OFFSET = struct.Struct("=Q")
 _WRITE_FLAGS = struct.Struct("=I")
 _WRITE_FLAGS_AT = IN_HEADER_BYTES + 32
@@ -220,6 +226,27 @@ def opened(handle: int) -> bytes:
 def success(unique: int, data: bytes) -> bytes:
     """Make a reply that has nothing but data."""
     return OUT_HEADER.pack(OUT_HEADER.size + len(data), 0, unique) + data
+
+
+def attributes(entry: EntryAttributes) -> bytes:
+    """Make the data of a reply to GETATTR (``struct fuse_attr_out``), as libfuse does."""
+    seconds = int(entry.attr_timeout)
+    times = entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns
+    return _ATTR_OUT.pack(
+        seconds,
+        int((entry.attr_timeout - seconds) * 1e9),
+        entry.st_ino,
+        entry.st_size,
+        entry.st_blocks,
+        *(each // 10**9 for each in times),
+        *(each % 10**9 for each in times),
+        entry.st_mode,
+        entry.st_nlink,
+        entry.st_uid,
+        entry.st_gid,
+        entry.st_rdev,
+        entry.st_blksize,
+    )
 
 
 def parse_reply(packet: bytearray | memoryview | bytes) -> Reply:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -17,7 +18,7 @@ from sysfsd.kernel.procfs import is_killed
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterator
 
     from sysfsd.channel.counters import ChannelCounters
     from sysfsd.channel.packets import Request
@@ -44,6 +45,7 @@ class _InFlight(NamedTuple):
     opcode: int
     started_ns: int
     owner: Hashable
+    packet: bytes
 
 
 class Relay:
@@ -142,6 +144,43 @@ class Relay:
         oldest = next(iter(self._in_flight.values()))
         return (time.perf_counter_ns() - oldest.started_ns) / 1e9
 
+    def overdue(self, seconds: float) -> list[bytes]:
+        """What pyfuse3 has worked on for so long; to be asked in any thread."""
+        before = time.perf_counter_ns() - int(seconds * 1e9)
+        # A copy, made at once: the event loop goes on meanwhile, if it does.
+        return [
+            asked.packet for asked in list(self._in_flight.values()) if asked.started_ns < before
+        ]
+
+    def waiting(self) -> list[bytes]:
+        """What waits for its turn; to be asked while the event loop stands still."""
+        return self._waiting.requests()
+
+    def unread(self) -> Iterator[bytearray]:
+        """Read what the kernel asks the first mount while the event loop stands still."""
+        buffer = bytearray(packets.BUFFER_BYTES)
+        with contextlib.suppress(OSError):  # nothing more, or nobody any more: the loop will see
+            while self._agreed.is_set():
+                length = os.readv(self._device, [buffer])
+                yield buffer[:length]
+
+    def take_late(self, packet: bytearray) -> None:
+        """Go on with what was `unread`, in the event loop."""
+        request = packets.parse_request(packet)
+        self._take(self._device, request, memoryview(packet), MAX_IN_FLIGHT)
+
+    def stand_in(self, packet: bytes | bytearray, data: bytes) -> bool:
+        """Answer a request of the first mount; pyfuse3's own answer comes too late then.
+
+        In any thread; returns whether anybody still waited for it.
+        """
+        try:
+            os.write(self._device, packets.success(packets.parse_request(packet).unique, data))
+        except OSError:  # it has been answered meanwhile, or nobody waits any more
+            return False
+        self.counters.stood_in += 1
+        return True
+
     def stats(self) -> dict[str, object]:
         """What went through so far."""
         return {**self.counters.as_dict(), "in_flight": self.in_flight}
@@ -158,32 +197,32 @@ class Relay:
             nursery.cancel_scope.cancel()
 
     async def _relay_first(self) -> None:
-        def take(request: Request, packet: memoryview, position: int) -> None:
-            if request.opcode == Opcode.INIT:
-                packets.limit_init_request(packet, len(packet))
-            elif self._node_in_handle:
-                packets.put_node_in_handle(packet, request)
-            alone = position < self._at_once and not self._waiting
-            if not self._answered(self._device, request, packet, alone):
-                self._queue(request, packet)
-
         if self._device in self._resumed:
             init = packets.init_request()
             self._queue(packets.parse_request(init), memoryview(init))
             await self._agreed.wait()
-        await self._each_request(self._device, take)
+        await self._each_request(self._device)
 
     async def _relay_second(self, device: int) -> None:
-        def take(request: Request, packet: memoryview, _position: int) -> None:
-            marked = packets.mark(packet, request)
-            packets.put_node_in_handle(packet, marked, packets.DIRECTORY_BY_HANDLE)
-            packets.restore_handle(packet, marked, self._life)
-            packets.write_appended_at_start(packet, marked)
-            if not self._answered(device, request, packet, alone=False):
-                self._queue(marked, packet)
-
         await self._agreed.wait()
-        await self._each_request(device, take)
+        await self._each_request(device)
+
+    def _pass_first(self, request: Request, packet: memoryview, position: int) -> None:
+        if request.opcode == Opcode.INIT:
+            packets.limit_init_request(packet, len(packet))
+        elif self._node_in_handle:
+            packets.put_node_in_handle(packet, request)
+        alone = position < self._at_once and not self._waiting
+        if not self._answered(self._device, request, packet, alone):
+            self._queue(request, packet)
+
+    def _pass_second(self, device: int, request: Request, packet: memoryview) -> None:
+        marked = packets.mark(packet, request)
+        packets.put_node_in_handle(packet, marked, packets.DIRECTORY_BY_HANDLE)
+        packets.restore_handle(packet, marked, self._life)
+        packets.write_appended_at_start(packet, marked)
+        if not self._answered(device, request, packet, alone=False):
+            self._queue(marked, packet)
 
     def _answered(self, device: int, request: Request, packet: memoryview, alone: bool) -> bool:
         """Answer a request without pyfuse3, if that can be done; returns whether it was."""
@@ -198,15 +237,9 @@ class Relay:
         self.counters.answered(request.opcode, time.perf_counter_ns() - began, error=0)
         return True
 
-    async def _each_request(
-        self, device: int, take: Callable[[Request, memoryview, int], None]
-    ) -> None:
-        """Take what the kernel asks and waits for, until its side is gone.
-
-        With its position among those that were there at once.
-        """
+    async def _each_request(self, device: int) -> None:
+        """Take what the kernel asks, until its side is gone."""
         lost = device in self._resumed and not self._send_again(device)
-        mark = packets.UNIQUE_MARK if device == self._second else 0
         buffer = bytearray(packets.BUFFER_BYTES)
         view = memoryview(buffer)
         while True:
@@ -227,20 +260,29 @@ class Relay:
                     lost = False
                     for unique in packets.lost_before(request.unique):
                         self._write(device, packets.refusal(unique, errno.EINTR))
-                self.counters.of(request.opcode).requests += 1
-                if request.opcode == Opcode.INTERRUPT:
-                    self._interrupt(device, packets.interrupted(buffer), mark)
-                elif self._is_ours(request, buffer):
-                    # See `ask`: as little time as can be between the two of us.
-                    self._write(device, packets.refusal(request.unique, errno.EAGAIN))
-                elif request.opcode == Opcode.INIT and self._agreed.is_set():
-                    # Both mounts get what pyfuse3 said to the first, and one that was not told in
-                    # an earlier life; it would take another for its own.
-                    reply = bytearray(self._agreement)
-                    packets.OUT_HEADER.pack_into(reply, 0, len(reply), 0, request.unique)
-                    self._write(device, reply)
-                elif request.opcode not in packets.UNANSWERED:
-                    take(request, view[:length], position)
+                self._take(device, request, view[:length], position)
+
+    def _take(self, device: int, request: Request, packet: memoryview, position: int) -> None:
+        """Take one request; ``position`` is that among those that were there at once."""
+        self.counters.of(request.opcode).requests += 1
+        if request.opcode == Opcode.INTERRUPT:
+            mark = packets.UNIQUE_MARK if device == self._second else 0
+            self._interrupt(device, packets.interrupted(packet), mark)
+        elif self._is_ours(request, packet):
+            # See `ask`: as little time as can be between the two of us.
+            self._write(device, packets.refusal(request.unique, errno.EAGAIN))
+        elif request.opcode == Opcode.INIT and self._agreed.is_set():
+            # Both mounts get what pyfuse3 said to the first, and one that was not told in an
+            # earlier life; it would take another for its own.
+            reply = bytearray(self._agreement)
+            packets.OUT_HEADER.pack_into(reply, 0, len(reply), 0, request.unique)
+            self._write(device, reply)
+        elif request.opcode in packets.UNANSWERED:
+            return
+        elif device == self._second:
+            self._pass_second(device, request, packet)
+        else:
+            self._pass_first(request, packet, position)
 
     def _read(self, device: int, buffer: bytearray) -> int:
         """Read one request; raises ``BlockingIOError`` if there is none, or none soon."""
@@ -252,7 +294,7 @@ class Relay:
                 os.sched_yield()  # to whoever is to ask, if it is on our CPU
         return os.readv(device, [buffer])
 
-    def _is_ours(self, request: Request, packet: bytearray) -> bool:
+    def _is_ours(self, request: Request, packet: memoryview) -> bool:
         return (
             request.opcode == Opcode.STATFS
             and request.uid == 0
@@ -296,7 +338,7 @@ class Relay:
                 return
             owner, unique, packet = chosen
             opcode = packets.parse_request(packet).opcode
-            self._in_flight[unique] = _InFlight(opcode, time.perf_counter_ns(), owner)
+            self._in_flight[unique] = _InFlight(opcode, time.perf_counter_ns(), owner, packet)
             self.counters.most_in_flight = max(self.counters.most_in_flight, len(self._in_flight))
             try:
                 self._server.send(packet)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from sysfsd.facts.collector import Facts, FactsCollector
     from sysfsd.facts.limits import LimitWatch
     from sysfsd.filesystem.rendering import Renderer
+    from sysfsd.filesystem.snapshots import Snapshot
     from sysfsd.filesystem.tree import Members, Node, Tree
     from sysfsd.freshness import Freshness
     from sysfsd.log import RateLimit
@@ -57,6 +58,10 @@ MAX_OPEN_OF_CONTAINER = 1 << 10
 
 EXACT_BYTES = 4096
 """The size of an exact file, like most of sysfs: what it has is known when it is read."""
+
+
+LAST_KNOWN_SECONDS = 1.0
+"""For so long an answer from the last refresh holds, when the next one takes too long."""
 
 
 def _invalidate_attributes(inode: int) -> None:
@@ -127,6 +132,28 @@ class PinnedOperations(Operations):
             return None
         snapshot = self.snapshots.known(*parts_of(read.handle))
         return None if snapshot is None else snapshot.read(read.offset, read.size)
+
+    def last_known(self, packet: bytes | bytearray) -> bytes | None:
+        """Answer a request from the last refresh, if that can be done (`channel.standin`).
+
+        In another thread, while nothing else can be asked for.
+        """
+        request = packets.parse_request(packet)
+        serial, number = parts_of(request.node)
+        if request.node & EXACT or request.opcode not in {Opcode.READ, Opcode.GETATTR}:
+            return None
+        record, node = self._registry.by_serial(serial), self._tree.node(number)
+        if record is None or node is None or node.view is None:
+            return None
+        if request.opcode == Opcode.READ:
+            read, known = packets.parse_read(packet), self.snapshots.known(serial, number)
+            return None if known is None else known.read(read.offset, read.size)
+        known = self.snapshots.prolong(serial, number, LAST_KNOWN_SECONDS)
+        if known is None:
+            return None
+        return packets.attributes(
+            _attributes_of(request.node, record, node.view.mode, known, LAST_KNOWN_SECONDS)
+        )
 
     def distrust(self, record: ContainerRecord) -> None:
         """Have the kernel ask anew for what a predecessor told it of a container."""
@@ -360,15 +387,7 @@ class PinnedOperations(Operations):
                 entry_timeout=member_seconds if node.listed else STATIC_TIMEOUT,
                 attr_timeout=lifetime,
             )
-        return attributes.file(
-            inode,
-            size=len(snapshot.data),
-            mode=file.mode,
-            owner=owner,
-            changed_ns=snapshot.changed_ns,
-            entry_timeout=STATIC_TIMEOUT,
-            attr_timeout=lifetime,
-        )
+        return _attributes_of(inode, record, file.mode, snapshot, lifetime)
 
     def _members_of(self, record: ContainerRecord) -> Members:
         return self._tree.members_by(lambda: self._collector.facts(record))
@@ -426,6 +445,20 @@ class PinnedOperations(Operations):
             nodes = self.snapshots.expire(record.serial)
             own = None if current is None else current.number
             self.pushing.push(inode_of(record.serial, node) for node in nodes if node != own)
+
+
+def _attributes_of(
+    inode: int, record: ContainerRecord, mode: int, snapshot: Snapshot, lifetime: float
+) -> pyfuse3.EntryAttributes:
+    return attributes.file(
+        inode,
+        size=len(snapshot.data),
+        mode=mode,
+        owner=Owner(record.uid_base, record.gid_base),
+        changed_ns=snapshot.changed_ns,
+        entry_timeout=STATIC_TIMEOUT,
+        attr_timeout=lifetime,
+    )
 
 
 def _reserve_of(node: Node) -> Reserve | None:

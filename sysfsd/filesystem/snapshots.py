@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, replace
@@ -54,6 +55,7 @@ class PinnedSnapshots:
     def __init__(self, clock: Callable[[], int] = boottime_ns) -> None:
         self._clock = clock
         self._snapshots: dict[int, OrderedDict[int, Snapshot]] = {}
+        self._replacing = threading.Lock()
 
     def __len__(self) -> int:
         """How many are kept."""
@@ -85,7 +87,10 @@ class PinnedSnapshots:
                 changed = known.changed_ns
             else:
                 changed = max(time.time_ns(), known.changed_ns + 1)
-            known = files[node] = Snapshot(data, changed, until, layout)
+            with self._replacing:
+                if files.get(node) is known:
+                    files[node] = Snapshot(data, changed, until, layout)
+                known = files[node]  # or what was `prolong`ed meanwhile
             if len(files) > MAX_PER_CONTAINER:
                 files.popitem(last=False)
         files.move_to_end(node)
@@ -95,6 +100,20 @@ class PinnedSnapshots:
         """Return the snapshot that attributes were answered from; None if there is none."""
         files = self._snapshots.get(serial)
         return None if files is None else files.get(node)
+
+    def prolong(self, serial: int, node: int, seconds: float) -> Snapshot | None:
+        """Have the last snapshot be the current one for so long; None if there is none.
+
+        For another thread, while a refresh takes too long: what that finds comes too late then.
+        """
+        with self._replacing:
+            known = self.known(serial, node)
+            if known is None:
+                return None
+            until = self._clock() + int(seconds * 1e9)
+            known = replace(known, current_until_ns=max(until, known.current_until_ns))
+            self._snapshots[serial][node] = known
+            return known
 
     def last(
         self,

@@ -306,17 +306,73 @@ def test_a_daemon_that_starts_just_when_that_one_gives_up(tmp_path: Path) -> Non
             assert daemon.stop() == 0
 
 
-def broken(directory: Path, handler: str, file: str) -> Path:
-    """Make a copy of ours in which a handler never ends."""
+def changed(directory: Path, file: str, function: str, statement: str) -> Path:
+    """Make a copy of ours in which a function begins with a statement."""
     directory.mkdir()
     shutil.copytree(_SOURCES / "sysfsd", directory / "sysfsd")
-    path = directory / "sysfsd/filesystem" / file
+    path = directory / "sysfsd" / file
     lines = path.read_text().splitlines(keepends=True)
-    at = next(at for at, line in enumerate(lines) if f"async def {handler}(" in line)
-    body = next(number for number in range(at, len(lines)) if '"""' in lines[number])
-    lines.insert(body + 1, "        import trio\n        await trio.sleep_forever()\n")
+    at = next(at for at, line in enumerate(lines) if f"def {function}(" in line)
+    body = next(number for number in range(at, len(lines)) if lines[number].endswith('."""\n'))
+    lines.insert(body + 1, f"        {statement}\n")
     path.write_text("".join(lines))
     return directory
+
+
+def broken(directory: Path, handler: str, file: str) -> Path:
+    """Make a copy of ours in which a handler never ends."""
+    forever = "import trio; await trio.sleep_forever()"
+    return changed(directory, f"filesystem/{file}", handler, forever)
+
+
+def stood_in(daemon: Serving) -> int:
+    return int(daemon.call("stats")["channel"]["stood_in"])
+
+
+def test_a_file_of_the_kernels_that_keeps_us_waiting(
+    tmp_path: Path, expected_log: ExpectedLog
+) -> None:
+    """Nobody waits for that: containers have what was last read, and it is no hang yet."""
+    state, pipe = tmp_path / "daemon", tmp_path / "pipe"
+    waits = f"import os; os.path.exists({str(pipe)!r}) and open({str(pipe)!r}).close()"
+    sources = changed(tmp_path / "changed", "facts/collector.py", "track", waits)
+    state.mkdir()
+    expected_log.allow("takes too long")
+    read = "cat /proc/meminfo /proc/cpuinfo && stat -c '%A %U %s %y %i %h %b %o' /proc/cpuinfo"
+    with ExitStack() as stack:
+        # Many that look, so that requests are at work, wait for their turn and are not read yet.
+        running = [
+            stack.enter_context(container(memory=(64 + at) << 20, cpus=1, isolated=True))
+            for at in range(3)
+        ]
+        daemon = stack.enter_context(serving(state, sources=sources))
+        for at, box in enumerate(running):
+            attached(daemon, box, f"web{at}")
+            box.run("sh", "-c", read)
+        before = [box.run("sh", "-c", read) for box in running]
+        os.mkfifo(pipe)
+        try:
+            looking = [
+                subprocess.Popen([*box.enter(), "sh", "-c", read], stdout=subprocess.PIPE)
+                for box in running
+                for _ in range(8)
+            ]
+            for at, process in enumerate(looking):
+                with process:
+                    out, _ = process.communicate(timeout=patient(20))
+                found = out.decode()
+                total = f"MemTotal: {(64 + at // 8) << 10} kB"
+                assert " ".join(found.splitlines()[0].split()) == total
+                assert found.splitlines()[-1] == before[at // 8].splitlines()[-1]
+        finally:
+            pipe.rename(tmp_path / "other")
+            os.close(os.open(tmp_path / "other", os.O_WRONLY | os.O_NONBLOCK))
+        assert stood_in(daemon) > 0
+        # What was last read is no more once there is something new.
+        box = running[0]
+        first = box.run("cat", "/proc/uptime")
+        until(lambda: box.run("cat", "/proc/uptime") != first, "a refresh")
+        assert daemon.stop() == 0
 
 
 def test_one_that_is_killed_while_it_asks_itself_goes(tmp_path: Path) -> None:

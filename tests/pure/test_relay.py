@@ -121,7 +121,7 @@ async def test_requests_without_a_reply_go_no_further(ends: Ends, nursery: trio.
     one = relay(ends)
     nursery.start_soon(one.run)
     for opcode in (Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT):
-        ends.ask(opcode, 1)
+        ends.ask(opcode, 1, bytes(8))
     ends.ask(Opcode.GETATTR, 2)
     assert struct.unpack_from("=IIQ", await ends.heard(ends.server))[1:] == (Opcode.GETATTR, 2)
     assert one.counters.of(Opcode.FORGET).requests == 1
