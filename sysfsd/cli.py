@@ -151,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     detach.add_argument("--state-dir", metavar="DIR", help="that daemon's")
     # How the daemon does it before it ends, or its holder: they have the lock.
     detach.add_argument("--locked", action="store_true", help=argparse.SUPPRESS)
+    detach.add_argument("--abort", action="store_true", help=argparse.SUPPRESS)
     detach.add_argument(
         "--unless-restarting",
         metavar="UNIT",
@@ -274,7 +275,8 @@ def _detach(options: argparse.Namespace) -> int:
             return 0
         state_dir = options.state_dir or load().state_dir
         if options.locked:
-            return _all_but(offline.take_left_views(state_dir), "still attached, restart them")
+            left = offline.take_left_views(state_dir, abort=options.abort)
+            return _all_but(left, "still attached, restart them")
         if not os.path.isdir(state_dir):
             raise UsageError(f"{state_dir} is not there; name the daemon's with --state-dir")
         with contextlib.ExitStack() as stack:

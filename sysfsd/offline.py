@@ -38,11 +38,11 @@ _MAX_POINTS = 1 << 14
 """Places in one container; it has some two hundred unless it binds our files elsewhere."""
 
 
-def take_left_views(state_dir: str) -> list[str]:
+def take_left_views(state_dir: str, *, abort: bool = False) -> list[str]:
     """Take a daemon's views from all its containers, and its mounts; returns who kept some.
 
-    Those read ENOTCONN once nobody holds the connection any more. Records stay: a daemon that comes
-    back gives the views again.
+    Those read ENOTCONN once nobody holds the connection any more; with ``abort``, at once. Records
+    stay: a daemon that comes back gives the views again.
     """
     mounted = list(Documents(os.path.join(state_dir, MOUNTS)).all().values())
     devices = frozenset(str(each["device"]) for each in mounted)
@@ -59,7 +59,7 @@ def take_left_views(state_dir: str) -> list[str]:
     for each in mounted:
         there = mount_there(str(each["point"]))
         if there is not None and there.device in devices:
-            if left:
+            if left or abort:
                 # Who still has files of ours would wait for ever, as long as somebody keeps the
                 # connection (systemd's store): better an error.
                 _abort(there.device)
@@ -69,16 +69,18 @@ def take_left_views(state_dir: str) -> list[str]:
 
 def _abort(device: str) -> None:
     """End a connection, by the number of its file system (fuse.rst, "Control filesystem")."""
-    path = f"/sys/fs/fuse/connections/{device.rpartition(':')[2]}/abort"
+    # A mount of our own: not every host has one.
+    control = syscalls.new_mount("fusectl", {}, 0)
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    except OSError:  # it has ended, or nobody mounted fusectl
-        return
-    try:
-        with contextlib.suppress(OSError):
-            os.write(fd, b"1")
+        path = f"{device.rpartition(':')[2]}/abort"
+        with contextlib.suppress(FileNotFoundError):  # it has ended
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=control)
+            try:
+                os.write(fd, b"1")
+            finally:
+                os.close(fd)
     finally:
-        os.close(fd)
+        os.close(control)
 
 
 def _is_ours(mount: Mount, devices: Collection[str]) -> bool:

@@ -49,6 +49,9 @@ _SO_PEERPIDFD = 77  # asm-generic/socket.h, since Linux 6.5
 _GIVING_UP_SECONDS = 30.0
 _AGAIN_SECONDS = 0.2
 
+STUCK_SECONDS = 15.0
+"""Whoever has the lock for so long and says nothing was killed in vain: it waits in the kernel."""
+
 
 class Holder:
     """The state of one holder."""
@@ -67,6 +70,8 @@ class Holder:
         """Whether the one that is connected has said so."""
         self._not_before = self._heard
         """When to try again to give up."""
+        self._owner, self._owned_since = b"", self._heard
+        """Who had the lock when we last tried, and since when."""
 
     def run(self) -> None:
         """Keep what is there until there is nobody to keep it for."""
@@ -185,12 +190,18 @@ class Holder:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._detach_all()
         except BlockingIOError:
-            return False
+            now, owner = time.monotonic(), os.pread(lock, 32, 0)
+            if owner != self._owner:
+                self._owner, self._owned_since = owner, now
+            if now - self._owned_since < STUCK_SECONDS:
+                return False
+            # It has the connections open as we have, and whoever asked it would wait for ever.
+            self._detach_all("--abort")
         finally:
             os.close(lock)
         return True
 
-    def _detach_all(self) -> None:
+    def _detach_all(self, *how: str) -> None:
         print(
             f"sysfsd: no daemon for {PATIENCE_SECONDS:.0f} s: containers get the kernel's files",
             file=sys.stderr,
@@ -198,7 +209,7 @@ class Holder:
         command = [sys.executable, "-I", "-S", START, "cli", "detach", "--all", "--offline"]
         try:
             subprocess.run(
-                [*command, "--locked", "--state-dir", self._state_dir],
+                [*command, "--locked", *how, "--state-dir", self._state_dir],
                 check=False,
                 timeout=_GIVING_UP_SECONDS,
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from sysfsd import app
+from sysfsd import app, state
 from sysfsd.handover import holder
 from tests.support.containers import container
 from tests.support.daemon import serving, sysfsd
@@ -37,6 +38,8 @@ SECONDS = float(os.environ.get("SYSFSD_SURVIVAL_SECONDS", "8"))
 """For how long the daemon is killed again and again; 60 on request."""
 
 CONTAINERS = int(os.environ.get("SYSFSD_SURVIVAL_CONTAINERS", "3"))
+
+_SYS_PIDFD_GETFD = 438  # asm-generic/unistd.h
 
 _SOURCES = Path(__file__).parent.parent.parent
 
@@ -236,6 +239,56 @@ def test_a_daemon_that_stays_away(tmp_path: Path) -> None:
             assert daemon.stop() == 0
 
 
+def test_a_daemon_that_is_killed_and_does_not_go(tmp_path: Path) -> None:
+    """One that waits in the kernel has its lock and its connections; here, we have."""
+    with container(memory=64 << 20, isolated=True) as box:
+        with serving(tmp_path) as daemon:
+            attached(daemon, box, "web")
+            keeping = holder_of(daemon)
+            assert keeping is not None
+            daemon.kill()
+        with state.locked(str(daemon.state_dir)), connections_of(keeping):
+            command = [*box.enter(), "cat", "/proc/meminfo"]
+            with waiting_for(command) as waiting:
+                seconds = holder.PATIENCE_SECONDS + holder.STUCK_SECONDS + 20
+                until(lambda: covered(box) == [], "the kernel's files", seconds)
+                _, said = waiting.communicate(timeout=patient(20))
+                assert b"abort" in said
+        with serving(tmp_path) as daemon:
+            until(lambda: "/proc/meminfo" in covered(box), "its views")
+            assert daemon.stop() == 0
+
+
+@contextmanager
+def waiting_for(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command; whatever comes, nobody waits for its end but who asks for that."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+@contextmanager
+def connections_of(process: psutil.Process) -> Iterator[None]:
+    """Have open what a process has open of /dev/fuse."""
+    libc, ours = ctypes.CDLL(None, use_errno=True), []
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        theirs = Path(f"/proc/{process.pid}/fd").iterdir()
+        ours += [
+            libc.syscall(_SYS_PIDFD_GETFD, pidfd, int(each.name), 0)
+            for each in theirs
+            if os.readlink(each) == "/dev/fuse"
+        ]
+        assert len(ours) > 1
+        assert min(ours) >= 0
+        yield
+    finally:
+        for fd in (pidfd, *ours):
+            os.close(fd)
+
+
 def holder_of(daemon: Serving) -> psutil.Process | None:
     found = [
         child
@@ -333,10 +386,10 @@ def test_a_file_of_the_kernels_that_keeps_us_waiting(
     tmp_path: Path, expected_log: ExpectedLog
 ) -> None:
     """Nobody waits for that: containers have what was last read, and it is no hang yet."""
-    state, pipe = tmp_path / "daemon", tmp_path / "pipe"
+    directory, pipe = tmp_path / "daemon", tmp_path / "pipe"
     waits = f"import os; os.path.exists({str(pipe)!r}) and open({str(pipe)!r}).close()"
     sources = changed(tmp_path / "changed", "facts/collector.py", "track", waits)
-    state.mkdir()
+    directory.mkdir()
     expected_log.allow("takes too long")
     read = "cat /proc/meminfo /proc/cpuinfo && stat -c '%A %U %s %y %i %h %b %o' /proc/cpuinfo"
     with ExitStack() as stack:
@@ -345,7 +398,7 @@ def test_a_file_of_the_kernels_that_keeps_us_waiting(
             stack.enter_context(container(memory=(64 + at) << 20, cpus=1, isolated=True))
             for at in range(3)
         ]
-        daemon = stack.enter_context(serving(state, sources=sources))
+        daemon = stack.enter_context(serving(directory, sources=sources))
         for at, box in enumerate(running):
             attached(daemon, box, f"web{at}")
             box.run("sh", "-c", read)
@@ -377,33 +430,33 @@ def test_a_file_of_the_kernels_that_keeps_us_waiting(
 
 def test_one_that_is_killed_while_it_asks_itself_goes(tmp_path: Path) -> None:
     """A request of its own that is being answered would keep it, and its lock, for ever."""
-    sources, state = broken(tmp_path / "broken", "statfs", "operations.py"), tmp_path / "daemon"
-    state.mkdir()
+    sources, directory = broken(tmp_path / "broken", "statfs", "operations.py"), tmp_path / "daemon"
+    directory.mkdir()
     with container(memory=64 << 20, isolated=True) as box:
-        with serving(state, sources=sources) as daemon:
+        with serving(directory, sources=sources) as daemon:
             daemon.register("web", box.pid)
             until(lambda: "statfs" in daemon.call("stats")["channel"]["requests"], "a look")
             daemon.process.kill()
             assert daemon.process.wait(patient(10)) == -signal.SIGKILL
-        with serving(state) as daemon:
+        with serving(directory) as daemon:
             assert daemon.call("stats")["life"]["resumed"]
             assert daemon.stop() == 0
 
 
 def test_one_that_does_not_answer_others_is_killed(tmp_path: Path) -> None:
-    sources, state = broken(tmp_path / "broken", "readlink", "pinned.py"), tmp_path / "daemon"
-    state.mkdir()
+    sources, directory = broken(tmp_path / "broken", "readlink", "pinned.py"), tmp_path / "daemon"
+    directory.mkdir()
     link = "/sys/devices/system/node/node0/cpu0"
     with (
         container(memory=64 << 20, isolated=True) as box,
-        serving(state, sources=sources) as daemon,
+        serving(directory, sources=sources) as daemon,
     ):
         attached(daemon, box, "web")
         command = [*box.enter(), "readlink", link]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as waiting:
             seconds = app.ANSWER_SECONDS + holder.SILENCE_SECONDS + 20
             assert daemon.process.wait(patient(seconds)) == -signal.SIGKILL
-            with serving(state) as successor:
+            with serving(directory) as successor:
                 out, _ = waiting.communicate(timeout=patient(20))
                 assert out.strip()
                 assert successor.stop() == 0
@@ -550,10 +603,10 @@ def test_an_upgrade_whose_tree_grew(tmp_path: Path) -> None:
     lacking = "".join(line for line in lines if not line.lstrip().startswith('View("proc/stat",'))
     assert lacking != text
     table.write_text(lacking)
-    state = tmp_path / "daemon"
-    state.mkdir()
+    directory = tmp_path / "daemon"
+    directory.mkdir()
     with container(memory=64 << 20, cpus=0.5, isolated=True) as box:
-        with serving(state, sources=old) as daemon:
+        with serving(directory, sources=old) as daemon:
             attached(daemon, box, "web")
             before = covered(box)
             assert "/proc/stat" not in before
@@ -566,7 +619,7 @@ def test_an_upgrade_whose_tree_grew(tmp_path: Path) -> None:
             assert held.stdout is not None
             assert held.stdout.readline() == "\n"
             daemon.kill()
-        with serving(state) as daemon:
+        with serving(directory) as daemon:
             until(lambda: "/proc/stat" in covered(box), "the new file")
             assert set(before) < set(covered(box))
             out, _ = held.communicate("go\n", timeout=patient(20))
