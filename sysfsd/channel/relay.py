@@ -37,6 +37,9 @@ _PACKET_OVERHEAD = 512
 _BATCH = 32
 """Packets copied before other tasks get their turn."""
 
+_ANSWERS_IN_A_ROW = 4
+"""Before what was asked meanwhile is read: that should not take longer than to ask."""
+
 _GONE = frozenset({errno.ENODEV, errno.ECONNABORTED})
 """What reading the device says once the last mount is gone, or the connection was aborted."""
 
@@ -65,12 +68,12 @@ class Relay:
 
     ``answer`` is asked before pyfuse3 is, with an opcode and the request as pyfuse3 would get it:
     the data of a reply, or None if it is for pyfuse3. A packet costs a tenth that way. It must be
-    quick and raise nothing. The third argument says whether nobody waits for a turn; where somebody
-    does, it may answer only what takes no time worth taking turns for. RELEASE is to be answered
-    so: the kernel has twelve of them asked at a time (``max_background``), and if they waited for
-    their turns, whoever opens and closes much would have ever more open. Whoever got data that way
-    will ask for more at once: it is looked for ``looks`` times before we go to sleep, since to be
-    woken on another CPU takes longer than to answer.
+    quick and raise nothing. The third argument says whether the request has its turn; before that,
+    it may answer only what takes no time worth taking turns for. RELEASE is to be answered so: the
+    kernel has twelve of them asked at a time (``max_background``), and if they waited for their
+    turns, whoever opens and closes much would have ever more open. Whoever got data that way will
+    ask for more at once: it is looked for ``looks`` times before we go to sleep, since to be woken
+    on another CPU takes longer than to answer.
     """
 
     def __init__(
@@ -107,6 +110,10 @@ class Relay:
         self._is_killed = is_killed
         self._asking = -1
         """The thread that asks us whether we are well."""
+        self._turns = trio.Event()
+        """Somebody may have their turn."""
+        self._at_hand = b""
+        """What the event loop is making an answer to."""
         self._unsent: bytes | None = None
         self._stuck = trio.Event()
         self.counters = counters
@@ -153,8 +160,9 @@ class Relay:
         ]
 
     def waiting(self) -> list[bytes]:
-        """What waits for its turn; to be asked while the event loop stands still."""
-        return self._waiting.requests()
+        """What is not answered, nor with pyfuse3; to be asked while the event loop stands still."""
+        at_hand = self._at_hand
+        return [*([at_hand] if at_hand else []), *self._waiting.requests()]
 
     def unread(self) -> Iterator[bytearray]:
         """Read what the kernel asks the first mount while the event loop stands still."""
@@ -190,6 +198,7 @@ class Relay:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._relay_replies)
             nursery.start_soon(self._send_when_possible)
+            nursery.start_soon(self._take_turns)
             if self._second is not None:
                 nursery.start_soon(self._relay_second, self._second)
             await self._relay_first()
@@ -199,7 +208,7 @@ class Relay:
     async def _relay_first(self) -> None:
         if self._device in self._resumed:
             init = packets.init_request()
-            self._queue(packets.parse_request(init), memoryview(init))
+            self._queue(packets.parse_request(init), memoryview(init), 0)
             await self._agreed.wait()
         await self._each_request(self._device)
 
@@ -212,29 +221,29 @@ class Relay:
             packets.limit_init_request(packet, len(packet))
         elif self._node_in_handle:
             packets.put_node_in_handle(packet, request)
-        alone = position < self._at_once and not self._waiting
-        if not self._answered(self._device, request, packet, alone):
-            self._queue(request, packet)
+        self._queue(request, packet, position)
 
-    def _pass_second(self, device: int, request: Request, packet: memoryview) -> None:
+    def _pass_second(self, request: Request, packet: memoryview, position: int) -> None:
         marked = packets.mark(packet, request)
         packets.put_node_in_handle(packet, marked, packets.DIRECTORY_BY_HANDLE)
         packets.restore_handle(packet, marked, self._life)
         packets.write_appended_at_start(packet, marked)
-        if not self._answered(device, request, packet, alone=False):
-            self._queue(marked, packet)
+        self._queue(marked, packet, position)
 
-    def _answered(self, device: int, request: Request, packet: memoryview, alone: bool) -> bool:
+    def _answered(self, opcode: int, unique: int, packet: memoryview, its_turn: bool) -> bool:
         """Answer a request without pyfuse3, if that can be done; returns whether it was."""
         if self._shortcut is None:
             return False
         began = time.perf_counter_ns()
-        data = self._shortcut(request.opcode, packet, alone)
+        if opcode == Opcode.GETATTR:  # what may take a while
+            self._at_hand = bytes(packet)
+        data = self._shortcut(opcode, packet, its_turn)
+        self._at_hand = b""
         if data is None:
             return False
-        self._write(device, packets.success(request.unique, data))
+        self._answer(bytearray(packets.success(unique, data)))
         self._looks_left = self._looks if data else 0
-        self.counters.answered(request.opcode, time.perf_counter_ns() - began, error=0)
+        self.counters.answered(opcode, time.perf_counter_ns() - began, error=0)
         return True
 
     async def _each_request(self, device: int) -> None:
@@ -280,7 +289,7 @@ class Relay:
         elif request.opcode in packets.UNANSWERED:
             return
         elif device == self._second:
-            self._pass_second(device, request, packet)
+            self._pass_second(request, packet, position)
         else:
             self._pass_first(request, packet, position)
 
@@ -320,24 +329,46 @@ class Relay:
             self._waiting.give_up(unique | mark)
             self._write(device, packets.refusal(unique, errno.EINTR))
 
-    def _queue(self, request: Request, packet: memoryview) -> None:
+    def _queue(self, request: Request, packet: memoryview, position: int) -> None:
+        """Answer a request or have it wait for its turn, unless it has that already."""
+        its_turn = position < self._at_once and not self._waiting
+        if self._answered(request.opcode, request.unique, packet, its_turn):
+            return
         # What is closed must be, or it would be kept for ever, and before more is opened.
         weight = 0 if request.opcode == Opcode.RELEASE else len(packet) + _PACKET_OVERHEAD
         self._waiting.push(request.owner, request.unique, bytes(packet), weight)
-        self._pass_on()
+        if its_turn:
+            self._pass_on()
+        else:
+            self._turns.set()
         while self._waiting.weight > MAX_WAITING_BYTES:
             for unique, _ in self._waiting.shed(_SHED_AT_ONCE):
                 self.counters.shed += 1
                 self._answer(bytearray(packets.refusal(unique, errno.ENOMEM)))
 
+    async def _take_turns(self) -> None:
+        while True:
+            await self._turns.wait()
+            self._turns = trio.Event()
+            self._pass_on()
+            await trio.lowlevel.checkpoint()
+
     def _pass_on(self) -> None:
-        """Hand pyfuse3 whatever may have its turn."""
+        """Answer whatever may have its turn, or hand it to pyfuse3."""
+        answers = 0
         while self._unsent is None and len(self._in_flight) < self._max_in_flight:
+            if answers == _ANSWERS_IN_A_ROW:
+                self._turns.set()
+                return
             chosen = self._waiting.pop()
             if chosen is None:
                 return
             owner, unique, packet = chosen
             opcode = packets.parse_request(packet).opcode
+            if self._answered(opcode, unique, memoryview(packet), its_turn=True):
+                self._waiting.done(owner)
+                answers += 1
+                continue
             self._in_flight[unique] = _InFlight(opcode, time.perf_counter_ns(), owner, packet)
             self.counters.most_in_flight = max(self.counters.most_in_flight, len(self._in_flight))
             try:

@@ -107,10 +107,10 @@ class CallersOperations(Operations):
         self._sizes: dict[str, int] = {}
         self._mounted_ns = time.time_ns()
 
-    def answer(self, opcode: int, packet: memoryview, alone: bool) -> bytes | None:
+    def answer(self, opcode: int, packet: memoryview, its_turn: bool) -> bytes | None:
         """Answer READ and RELEASE without a detour (`channel.relay`): all is known since OPEN.
 
-        And OPEN itself, if nobody has to be asked for it and nobody else is kept waiting.
+        And OPEN itself when it has its turn, if nobody has to be asked for it.
         """
         if opcode == Opcode.READ:
             read = packets.parse_read(packet)
@@ -118,7 +118,7 @@ class CallersOperations(Operations):
             return None if data is None else data[read.offset : read.offset + read.size]
         if opcode == Opcode.RELEASE and self._open.close(packets.parse_handle(packet)) is not None:
             return b""
-        if opcode == Opcode.OPEN and alone:
+        if opcode == Opcode.OPEN and its_turn:
             try:
                 return self._open_at_once(packet)
             except Exception:  # noqa: BLE001 - `open` comes to the same, and says what is wrong

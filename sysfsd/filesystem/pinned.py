@@ -117,21 +117,28 @@ class PinnedOperations(Operations):
         self._limits.forget(record.serial)
         self._known_limits.pop(record.serial, None)
 
-    def answer(self, opcode: int, packet: memoryview, _alone: bool) -> bytes | None:
-        """Answer READ from the snapshot whose size the kernel knows, without a detour (`Relay`).
+    def answer(self, opcode: int, packet: memoryview, its_turn: bool) -> bytes | None:
+        """Answer what is asked most, without a detour (`Relay`).
 
-        And close exact files.
+        Before its turn, READ from the snapshot whose size the kernel knows, and RELEASE.
         """
-        if opcode == Opcode.RELEASE:
-            self._opened.close(self._number_of(packets.parse_handle(packet)))
-            return b""
-        if opcode != Opcode.READ:
+        try:
+            if opcode == Opcode.READ:
+                read = packets.parse_read(packet)
+                if read.handle & EXACT:
+                    return self._read_exact(read) if its_turn else None
+                snapshot = self.snapshots.known(*parts_of(read.handle))
+                return None if snapshot is None else snapshot.read(read.offset, read.size)
+            if opcode == Opcode.RELEASE:
+                self._opened.close(self._number_of(packets.parse_handle(packet)))
+                return b""
+            if opcode == Opcode.GETATTR and its_turn:
+                return packets.attributes(self._attributes(packets.parse_request(packet).node))
+            if opcode == Opcode.OPEN and its_turn:
+                return self._open_at_once(packet)
+        except Exception:  # noqa: BLE001 - the handler comes to the same, and says what is wrong
             return None
-        read = packets.parse_read(packet)
-        if read.handle & EXACT:
-            return None
-        snapshot = self.snapshots.known(*parts_of(read.handle))
-        return None if snapshot is None else snapshot.read(read.offset, read.size)
+        return None
 
     def last_known(self, packet: bytes | bytearray) -> bytes | None:
         """Answer a request from the last refresh, if that can be done (`channel.standin`).
@@ -213,19 +220,31 @@ class PinnedOperations(Operations):
         """
         if not inode & EXACT:
             raise pyfuse3.FUSEError(errno.ENOSYS)
+        handle = self._open(inode, flags, ctx.pid, ctx.uid)
+        return pyfuse3.FileInfo(fh=handle, direct_io=True)
+
+    def _open(self, inode: int, flags: int, pid: int, uid: int) -> int:
         record, node = self._resolve(inode)
         elsewhere = None
         if node.sysctl is not None:
-            elsewhere = self._sysctls.elsewhere(record, node.sysctl, ctx.pid)
+            elsewhere = self._sysctls.elsewhere(record, node.sysctl, pid)
         # Nothing is kept for a namespace inside, and the kernel lets its root write nothing either.
         if elsewhere is not None and flags & os.O_ACCMODE != os.O_RDONLY:
             raise pyfuse3.FUSEError(errno.EACCES)
         # Users inside can't keep the container's root from opening any.
-        owner = record.serial, ctx.uid == record.uid_base
+        owner = record.serial, uid == record.uid_base
         handle = self._opened.add(owner, _Open(inode, elsewhere is not None, elsewhere))
         if handle is None:
             raise pyfuse3.FUSEError(errno.EMFILE)
-        return pyfuse3.FileInfo(fh=EXACT | handle_of(self._life, handle), direct_io=True)
+        return EXACT | handle_of(self._life, handle)
+
+    def _open_at_once(self, packet: memoryview) -> bytes | None:
+        """Answer OPEN in the exact mount; pyfuse3 says ENOSYS in the other."""
+        request = packets.parse_request(packet)
+        if not request.node & EXACT:
+            return None
+        flags, pid = packets.parse_open(packet), packets.thread_of(packet)
+        return packets.opened(self._open(request.node, flags, pid, request.uid))
 
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         """The same for directories (FUSE_NO_OPENDIR_SUPPORT)."""
@@ -234,7 +253,7 @@ class PinnedOperations(Operations):
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Read; the relay has put the inode where the file handle goes, but for exact files."""
         if fh & EXACT:
-            return self._read_exact(fh, off)[off : off + size]
+            return self._read_exact(packets.Read(fh, off, size))
         record, node = self._resolve(fh)
         if node.is_directory:
             raise pyfuse3.FUSEError(errno.EISDIR)
@@ -298,12 +317,12 @@ class PinnedOperations(Operations):
             raise pyfuse3.FUSEError(errno.EBADF)
         return opened
 
-    def _read_exact(self, fh: int, off: int) -> bytes:
-        opened = self._opened_by(fh)
-        if opened.data is None or (off == 0 and not opened.elsewhere):
+    def _read_exact(self, read: packets.Read) -> bytes:
+        opened = self._opened_by(read.handle)
+        if opened.data is None or (read.offset == 0 and not opened.elsewhere):
             record, node = self._resolve(opened.inode)
             opened.data, _ = self._renderer_of(record, node)()
-        return opened.data
+        return opened.data[read.offset : read.offset + read.size]
 
     def _children(self, inode: int) -> list[tuple[bytes, int]]:
         if inode == ROOT_INODE:

@@ -329,38 +329,48 @@ async def test_one_that_asks_much_comes_not_before_one_that_asks_little(
     assert struct.unpack_from("=IIQ", await ends.heard(ends.server))[2] == 100
 
 
-async def test_only_the_first_of_many_are_answered_before_their_turn(
+async def test_only_the_first_of_many_are_answered_before_others_are_heard(
     ends: Ends, nursery: trio.Nursery
 ) -> None:
     """Or who asks a thousand things at once would keep all others waiting for them."""
-    asked: list[bool] = []
+    asked: list[tuple[int, bool]] = []
 
-    def answer(opcode: int, packet: memoryview, alone: bool) -> bytes | None:
-        assert opcode == packets.parse_request(packet).opcode == Opcode.OPEN
-        asked.append(alone)
-        return packets.opened(7) if alone else None
+    def answer(opcode: int, packet: memoryview, its_turn: bool) -> bytes | None:
+        request = packets.parse_request(packet)
+        assert opcode == request.opcode == Opcode.OPEN
+        asked.append((request.unique, its_turn))
+        return packets.opened(7) if its_turn else None
 
     one = relay(ends, room=2, answer=answer)
-    for unique in (2, 4, 6):
+    for unique in range(2, 26, 2):
         ends.ask(Opcode.OPEN, unique, struct.pack("=II", 0, 0))
+    other = 100
+    ends.kernel.send(struct.pack("=IIQQ16x", 48, Opcode.OPEN, other, 2 << 32 | 7) + bytes(8))
     nursery.start_soon(one.run)
-    # struct fuse_open_out: fh, open_flags (FOPEN_DIRECT_IO), backing_id.
+    answered: list[int] = []
+    for _ in range(13):
+        reply = await ends.heard(ends.kernel)
+        # struct fuse_open_out: fh, open_flags (FOPEN_DIRECT_IO), backing_id.
+        assert reply[16:] == struct.pack("=QIi", 7, 1, 0)
+        answered += struct.unpack_from("=Q", reply, 8)
+    assert sorted(answered) == [*range(2, 26, 2), other]
+    # Two at once; then all were read, and they took turns.
+    assert asked[:2] == [(2, True), (4, True)]
+    assert asked[2:13] == [(unique, False) for unique in [*range(6, 26, 2), other]]
+    assert answered.index(other) <= 3
+    assert one.in_flight == 0
+
+
+async def test_what_is_for_pyfuse3_waits_for_its_turn(ends: Ends, nursery: trio.Nursery) -> None:
+    one = relay(ends, room=1, answer=lambda *_: None)
+    nursery.start_soon(one.run)
     for unique in (2, 4):
-        reply = struct.pack("=IiQQIi", 32, 0, unique, 7, 1, 0)
-        assert await ends.heard(ends.kernel) == reply
-    assert struct.unpack_from("=IIQ", await ends.heard(ends.server))[2] == 6
-    assert asked == [True, True, False]
-    # And none while somebody waits for a turn: two more, of which one is at work.
-    asked.clear()
-    for unique in (8, 10, 12, 14):
         ends.ask(Opcode.OPEN, unique, struct.pack("=II", 0, 0))
-    for unique in (8, 10):
-        assert struct.unpack_from("=Q", await ends.heard(ends.kernel), 8) == (unique,)
-    await trio.testing.wait_all_tasks_blocked()
-    ends.ask(Opcode.OPEN, 16, struct.pack("=II", 0, 0))
-    await trio.testing.wait_all_tasks_blocked()
-    assert asked == [True, True, False, False, False]
-    assert one.in_flight == 4
+    assert struct.unpack_from("=IIQ", await ends.heard(ends.server))[2] == 2
+    assert await quiet(ends.server)
+    assert one.in_flight == 2
+    ends.answer(2)
+    assert struct.unpack_from("=IIQ", await ends.heard(ends.server))[2] == 4
 
 
 @pytest.mark.parametrize(("data", "looked"), [(b"some", 4), (b"", 1)])
