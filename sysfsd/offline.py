@@ -23,7 +23,7 @@ from sysfsd.kernel.procfs import is_running
 from sysfsd.sysctls.probe import ADDABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from sysfsd.containers.record import ContainerRecord
     from sysfsd.kernel.mounts import Mount
@@ -41,12 +41,15 @@ _MAX_POINTS = 1 << 14
 def take_left_views(state_dir: str, *, abort: bool = False) -> list[str]:
     """Take a daemon's views from all its containers, and its mounts; returns who kept some.
 
-    Those read ENOTCONN once nobody holds the connection any more; with ``abort``, at once. Records
-    stay: a daemon that comes back gives the views again.
+    Those read ENOTCONN once nobody holds the connection any more. With ``abort`` it ends at once:
+    for when somebody has it who answers nothing. Records stay: a daemon that comes back gives the
+    views again.
     """
     mounted = list(Documents(os.path.join(state_dir, MOUNTS)).all().values())
     devices = frozenset(str(each["device"]) for each in mounted)
     marks = [str(each["point"]) for each in mounted]
+    if abort:
+        _abort_all(devices)
     records = []
     for document in Documents(os.path.join(state_dir, RECORDS)).all().values():
         with contextlib.suppress(ValueError):  # the one that has the last serial
@@ -59,26 +62,29 @@ def take_left_views(state_dir: str, *, abort: bool = False) -> list[str]:
     for each in mounted:
         there = mount_there(str(each["point"]))
         if there is not None and there.device in devices:
-            if left or abort:
+            if left:
                 # Who still has files of ours would wait for ever, as long as somebody keeps the
                 # connection (systemd's store): better an error.
-                _abort(there.device)
+                _abort_all([there.device])
             unmount(there.point)
     return left
 
 
-def _abort(device: str) -> None:
-    """End a connection, by the number of its file system (fuse.rst, "Control filesystem")."""
-    # A mount of our own: not every host has one.
-    control = syscalls.new_mount("fusectl", {}, 0)
+def _abort_all(devices: Iterable[str]) -> None:
+    """End connections, by the numbers of their file systems (fuse.rst, "Control filesystem")."""
     try:
-        path = f"{device.rpartition(':')[2]}/abort"
-        with contextlib.suppress(FileNotFoundError):  # it has ended
-            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=control)
-            try:
-                os.write(fd, b"1")
-            finally:
-                os.close(fd)
+        control = syscalls.new_mount("fusectl", {}, 0)  # of our own: not every host has one
+    except OSError:  # something forbids it; what can be taken away is taken nevertheless
+        return
+    try:
+        for device in devices:
+            path = f"{device.rpartition(':')[2]}/abort"
+            with contextlib.suppress(OSError):  # it has ended
+                fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=control)
+                try:
+                    os.write(fd, b"1")
+                finally:
+                    os.close(fd)
     finally:
         os.close(control)
 

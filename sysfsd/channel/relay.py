@@ -112,6 +112,8 @@ class Relay:
         """The thread that asks us whether we are well."""
         self._turns = trio.Event()
         """Somebody may have their turn."""
+        self._begun = False
+        """What came first has been read."""
         self._at_hand = b""
         """What the event loop is making an answer to."""
         self._unsent: bytes | None = None
@@ -168,7 +170,7 @@ class Relay:
         """Read what the kernel asks the first mount while the event loop stands still."""
         buffer = bytearray(packets.BUFFER_BYTES)
         with contextlib.suppress(OSError):  # nothing more, or nobody any more: the loop will see
-            while self._agreed.is_set():
+            while self._begun:
                 length = os.readv(self._device, [buffer])
                 yield buffer[:length]
 
@@ -265,6 +267,7 @@ class Relay:
                         continue
                     raise
                 request = packets.parse_request(buffer)
+                self._begun = True
                 if lost and request.opcode != Opcode.INTERRUPT:  # has the number of a lost one
                     lost = False
                     for unique in packets.lost_before(request.unique):

@@ -155,12 +155,10 @@ class PinnedOperations(Operations):
         if request.opcode == Opcode.READ:
             read, known = packets.parse_read(packet), self.snapshots.known(serial, number)
             return None if known is None else known.read(read.offset, read.size)
-        known = self.snapshots.prolong(serial, number, LAST_KNOWN_SECONDS)
-        if known is None:
+        prolonged = self.snapshots.prolong(serial, number, LAST_KNOWN_SECONDS)
+        if prolonged is None:
             return None
-        return packets.attributes(
-            _attributes_of(request.node, record, node.view.mode, known, LAST_KNOWN_SECONDS)
-        )
+        return packets.attributes(_attributes_of(request.node, record, node.view.mode, *prolonged))
 
     def distrust(self, record: ContainerRecord) -> None:
         """Have the kernel ask anew for what a predecessor told it of a container."""

@@ -23,6 +23,10 @@ MAX_PER_CONTAINER = 1024
 """Snapshots of one container; most have below 200 bytes."""
 
 
+_OVERTAKEN_NS = 2_000_000_000
+"""For so long what came too late is better than to be late again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """One file's content at one moment."""
@@ -55,6 +59,8 @@ class PinnedSnapshots:
     def __init__(self, clock: Callable[[], int] = boottime_ns) -> None:
         self._clock = clock
         self._snapshots: dict[int, OrderedDict[int, Snapshot]] = {}
+        self._told: dict[int, dict[int, Snapshot | None]] = {}
+        """What somebody was told the last snapshot of by `prolong`, and what was made meanwhile."""
         self._replacing = threading.Lock()
 
     def __len__(self) -> int:
@@ -77,43 +83,82 @@ class PinnedSnapshots:
         known = files.get(node)
         now = self._clock()
         if known is None or known.current_until_ns <= now:
-            data, until = render()
-            layout = None
-            if reserve is not None:
-                data, layout = laid_out(data, reserve, known.layout if known else None)
-            if known is None:
-                changed = time.time_ns()
-            elif known.data == data:
-                changed = known.changed_ns
-            else:
-                changed = max(time.time_ns(), known.changed_ns + 1)
-            with self._replacing:
-                if files.get(node) is known:
-                    files[node] = Snapshot(data, changed, until, layout)
-                known = files[node]  # or what was `prolong`ed meanwhile
+            known = self._overtaken(files, serial, node) or self._made(
+                files, serial, node, render, reserve
+            )
+        with self._replacing:
+            if node in files:  # or it was forgotten meanwhile
+                files.move_to_end(node)
             if len(files) > MAX_PER_CONTAINER:
                 files.popitem(last=False)
-        files.move_to_end(node)
         return known, max(0, known.current_until_ns - now) / 1e9
+
+    def _made(
+        self,
+        files: OrderedDict[int, Snapshot],
+        serial: int,
+        node: int,
+        render: Callable[[], tuple[bytes, int]],
+        reserve: Reserve | None,
+    ) -> Snapshot:
+        known = files.get(node)
+        data, until = render()
+        layout = None
+        if reserve is not None:
+            data, layout = laid_out(data, reserve, known.layout if known else None)
+        if known is None:
+            changed = time.time_ns()
+        elif known.data == data:
+            changed = known.changed_ns
+        else:
+            changed = max(time.time_ns(), known.changed_ns + 1)
+        made = Snapshot(data, changed, until, layout)
+        with self._replacing:
+            told = self._told.get(serial)
+            if told is not None and node in told and node in files:
+                told[node] = made
+                return files[node]
+            files[node] = made
+            return made
+
+    def _overtaken(
+        self, files: OrderedDict[int, Snapshot], serial: int, node: int
+    ) -> Snapshot | None:
+        """What was made while somebody was told something older, which has expired since."""
+        with self._replacing:
+            told = self._told.get(serial)
+            if told is None:
+                return None
+            made = told.pop(node, None)
+            if not told:
+                del self._told[serial]
+            if made is None or made.current_until_ns + _OVERTAKEN_NS <= self._clock():
+                return None
+            files[node] = made
+            return made
 
     def known(self, serial: int, node: int) -> Snapshot | None:
         """Return the snapshot that attributes were answered from; None if there is none."""
         files = self._snapshots.get(serial)
         return None if files is None else files.get(node)
 
-    def prolong(self, serial: int, node: int, seconds: float) -> Snapshot | None:
-        """Have the last snapshot be the current one for so long; None if there is none.
+    def prolong(self, serial: int, node: int, seconds: float) -> tuple[Snapshot, float] | None:
+        """Have the last snapshot be the current one for so long, if none is; None if there is none.
 
-        For another thread, while a refresh takes too long: what that finds comes too late then.
+        With how many seconds that is from now. For another thread, while a refresh takes too long:
+        what that makes has to wait, or the kernel, which has the size of one, would read the other.
         """
         with self._replacing:
             known = self.known(serial, node)
             if known is None:
                 return None
-            until = self._clock() + int(seconds * 1e9)
-            known = replace(known, current_until_ns=max(until, known.current_until_ns))
-            self._snapshots[serial][node] = known
-            return known
+            now = self._clock()
+            if known.current_until_ns <= now:
+                told = self._told.setdefault(serial, {})
+                newer, told[node] = told.get(node), None
+                known = replace(newer or known, current_until_ns=now + int(seconds * 1e9))
+                self._snapshots[serial][node] = known
+            return known, (known.current_until_ns - now) / 1e9
 
     def last(
         self,
@@ -128,14 +173,19 @@ class PinnedSnapshots:
 
     def expire(self, serial: int) -> list[int]:
         """Have all files of a container refreshed when they are next asked for; returns which."""
-        files = self._snapshots.get(serial, OrderedDict())
-        for node, snapshot in files.items():
-            files[node] = replace(snapshot, current_until_ns=0)
-        return list(files)
+        with self._replacing:
+            files = self._snapshots.get(serial, OrderedDict())
+            for node, snapshot in files.items():
+                files[node] = replace(snapshot, current_until_ns=0)
+            told = self._told.get(serial, {})
+            told.update(dict.fromkeys(told))
+            return list(files)
 
     def forget(self, serial: int) -> None:
         """Drop the files of a container that is gone."""
-        self._snapshots.pop(serial, None)
+        with self._replacing:
+            self._snapshots.pop(serial, None)
+            self._told.pop(serial, None)
 
 
 UNIT_BYTES = 4096

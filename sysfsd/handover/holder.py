@@ -49,8 +49,8 @@ _SO_PEERPIDFD = 77  # asm-generic/socket.h, since Linux 6.5
 _GIVING_UP_SECONDS = 30.0
 _AGAIN_SECONDS = 0.2
 
-STUCK_SECONDS = 15.0
-"""Whoever has the lock for so long and says nothing was killed in vain: it waits in the kernel."""
+_OTHERS_SECONDS = 15.0
+"""Whoever has the lock for so long, and says nothing to us, is well with another holder."""
 
 
 class Holder:
@@ -70,7 +70,9 @@ class Holder:
         """Whether the one that is connected has said so."""
         self._not_before = self._heard
         """When to try again to give up."""
-        self._owner, self._owned_since = b"", self._heard
+        self._killed = 0
+        """The pid of the daemon that we killed last."""
+        self._owner, self._owned_since = 0, self._heard
         """Who had the lock when we last tried, and since when."""
 
     def run(self) -> None:
@@ -110,6 +112,7 @@ class Holder:
         if self._daemon is not None:
             self._daemon.close()
         self._daemon, self._heard, self._was_well = connection, time.monotonic(), False
+        self._killed = self._owner = 0
         packet = json.dumps({"names": list(self._kept)}).encode()
         try:
             socket.send_fds(connection, [packet], list(self._kept.values()))
@@ -162,6 +165,7 @@ class Holder:
     def _kill(self, daemon: socket.socket) -> None:
         print(f"sysfsd: the daemon hangs: killed after {SILENCE_SECONDS:.0f} s", file=sys.stderr)
         try:
+            self._killed = _pid_of(daemon)
             pidfd = _peer(daemon)
             try:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -190,13 +194,15 @@ class Holder:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._detach_all()
         except BlockingIOError:
-            now, owner = time.monotonic(), os.pread(lock, 32, 0)
+            now, owner = time.monotonic(), _pid_in(lock)
+            if owner == self._killed != 0:
+                # It waits in the kernel, with the connections that we have, too: whoever asked it
+                # would wait for ever.
+                self._detach_all("--abort")
+                return True
             if owner != self._owner:
                 self._owner, self._owned_since = owner, now
-            if now - self._owned_since < STUCK_SECONDS:
-                return False
-            # It has the connections open as we have, and whoever asked it would wait for ever.
-            self._detach_all("--abort")
+            return now - self._owned_since >= _OTHERS_SECONDS
         finally:
             os.close(lock)
         return True
@@ -217,12 +223,23 @@ class Holder:
             print(f"sysfsd: {error}", file=sys.stderr)
 
 
+def _pid_in(lock: int) -> int:
+    try:
+        return int(os.pread(lock, 32, 0))
+    except ValueError:  # it has it since just now
+        return -1
+
+
+def _pid_of(daemon: socket.socket) -> int:
+    pid = daemon.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4]
+    return int.from_bytes(pid, sys.byteorder)
+
+
 def _peer(daemon: socket.socket) -> int:
     try:
         return daemon.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
     except OSError:  # before Linux 6.5: it lives, because its end of the connection is open
-        pid = daemon.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4]
-        return os.pidfd_open(int.from_bytes(pid, sys.byteorder))
+        return os.pidfd_open(_pid_of(daemon))
 
 
 def _receive(connection: socket.socket) -> tuple[bytes, list[int]]:
