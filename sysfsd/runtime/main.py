@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sysfsd.runtime import Spec
     from sysfsd.runtime.spec import IdRange
 
-_HOOK_TIMEOUT = 10  # seconds; the hook has a deadline of its own, far below
+_HOOK_TIMEOUT = 30  # seconds; the hook has a deadline of its own, far below
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
