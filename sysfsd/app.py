@@ -30,6 +30,7 @@ from sysfsd.facts.limits import LimitWatch
 from sysfsd.facts.load import INTERVAL_SECONDS
 from sysfsd.filesystem.callers import CallersOperations
 from sysfsd.filesystem.identity import Identity
+from sysfsd.filesystem.interfaces import PassedOn, tops_of
 from sysfsd.filesystem.pinned import PinnedOperations
 from sysfsd.filesystem.rendering import HostFiles, Renderer
 from sysfsd.filesystem.tree import Tree
@@ -151,6 +152,7 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
             refresh_ns=lambda: freshness.moving_ns,
         )
         renderer = Renderer(limit)
+        passed_on = PassedOn(tops_of(tree), sysctls.open_network)
         registry = Registry(background, policy=config.policy(), saved=records)
         operations = PinnedOperations(
             tree=tree,
@@ -158,6 +160,7 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
             collector=collector,
             renderer=renderer,
             sysctls=sysctls,
+            passed_on=passed_on,
             limit=limit,
             life=life,
             freshness=freshness,

@@ -3,7 +3,8 @@
 A view is a bind of one file over the kernel's file of the same name: of a file of the pinned
 subtree, or of one that can do more (``binds``). Leaf files only: a FUSE *directory* over /proc/sys
 is what makes today's runc refuse a procfs, and a leaf leaves everything else the kernel's. (Where a
-name is to be added, its directory is covered as well, see ``additions``.) The
+name is to be added, its directory is covered as well, see ``additions``; and by one of ours, far
+from what runtimes look at, where no other will do, see ``filesystem.interfaces``.) The
 binds are made from outside the container's user namespace but in its own mount namespace, which
 leaves them unlocked (mount_namespaces(7)): its root may unmount them and then sees the kernel's
 file, and inner runtimes may still mount a procfs.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from sysfsd.facts.pressure import RESOURCES, own_cgroup
 from sysfsd.kernel import syscalls
-from sysfsd.sysctls.probe import ADDABLE
+from sysfsd.sysctls.probe import ADDABLE, passed_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -62,16 +62,21 @@ def plan(
 
 
 def plan_sysctls(
-    container: ContainerRecord, nodes: Iterable[Sysctl], exact: str
+    container: ContainerRecord, nodes: Iterable[Sysctl], exact: str, *, own_network: bool
 ) -> Mapping[str, BindSource]:
-    """Return what to bind over sysctls; ``exact`` is where the exact mount is."""
+    """Return what to bind over sysctls; ``exact`` is where the exact mount is.
+
+    In a network namespace that is the container's own, directories that are `passed_on` instead of
+    what is in them. On the host's that is there.
+    """
+    paths = {(own_network and passed_on(node.path)) or node.path: None for node in nodes}
     return {
-        node.path: {
+        path: {
             "directory": f"{exact}/containers/{container.id}",
-            "path": node.path,
+            "path": path,
             "magic": syscalls.FUSE_SUPER_MAGIC,
         }
-        for node in nodes
+        for path in paths
     }
 
 

@@ -139,13 +139,12 @@ class Methods:
         if settings or record.policy.cpu == CPU_PIN:
             # Before its first process counts its CPUs.
             await self._pinner.settle()
+        own_network = self._sysctls.owns_network(record)
+        covered = plan_sysctls(record, sysctls, self._exact, own_network=own_network)
         return {
             "directory": f"containers/{container}",
-            "views": [*self._points, *(node.path for node in sysctls)],
-            "binds": {
-                **self._binds(record),
-                **plan_sysctls(record, sysctls, self._exact),
-            },
+            "views": [*self._points, *covered],
+            "binds": {**self._binds(record), **covered},
             "additions": plan_additions(sysctls),
             "warning": self._pinner.trouble(container),
         }

@@ -126,30 +126,42 @@ class Operations(pyfuse3.Operations):
         """Refuse: files are 0444, but root's capabilities get it past open(2)."""
         raise pyfuse3.FUSEError(errno.EACCES)
 
-    async def mknod(self, *_: Any) -> Any:
-        """Refuse; the kernel comes here from CREATE, too, once that said ENOSYS."""
+    def refuse_name(self, directory: int) -> NoReturn:
+        """Say no to a new name in a directory, which is given by its inode."""
         raise pyfuse3.FUSEError(errno.EPERM)
 
-    async def mkdir(self, *_: Any) -> Any:
+    async def create(self, *arguments: Any) -> Any:
         """Refuse."""
+        self.refuse_name(arguments[0])
+
+    async def mknod(self, *arguments: Any) -> Any:
+        """Refuse."""
+        self.refuse_name(arguments[0])
+
+    async def mkdir(self, *arguments: Any) -> Any:
+        """Refuse."""
+        self.refuse_name(arguments[0])
+
+    async def symlink(self, *arguments: Any) -> Any:
+        """Refuse."""
+        self.refuse_name(arguments[0])
+
+    async def link(self, *arguments: Any) -> Any:
+        """Refuse."""
+        self.refuse_name(arguments[1])
+
+    def refuse_removal(self, directory: int) -> NoReturn:
+        """Say no to a name's going away from a directory."""
         raise pyfuse3.FUSEError(errno.EPERM)
 
-    async def symlink(self, *_: Any) -> Any:
+    async def unlink(self, *arguments: Any) -> Any:
         """Refuse."""
-        raise pyfuse3.FUSEError(errno.EPERM)
+        self.refuse_removal(arguments[0])
 
-    async def link(self, *_: Any) -> Any:
+    async def rmdir(self, *arguments: Any) -> Any:
         """Refuse."""
-        raise pyfuse3.FUSEError(errno.EPERM)
+        self.refuse_removal(arguments[0])
 
-    async def unlink(self, *_: Any) -> Any:
+    async def rename(self, *arguments: Any) -> Any:
         """Refuse."""
-        raise pyfuse3.FUSEError(errno.EPERM)
-
-    async def rmdir(self, *_: Any) -> Any:
-        """Refuse."""
-        raise pyfuse3.FUSEError(errno.EPERM)
-
-    async def rename(self, *_: Any) -> Any:
-        """Refuse."""
-        raise pyfuse3.FUSEError(errno.EPERM)
+        self.refuse_removal(arguments[0])

@@ -14,7 +14,7 @@ import errno
 import os
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pyfuse3
 
@@ -30,6 +30,7 @@ from sysfsd.filesystem.tree import (
     CONTAINERS_INODE,
     EXACT,
     MOUNT_SERIAL,
+    PASSED_ON,
     ROOT_INODE,
     ROOT_NODE,
     inode_of,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from sysfsd.containers.registry import Registry
     from sysfsd.facts.collector import Facts, FactsCollector
     from sysfsd.facts.limits import LimitWatch
+    from sysfsd.filesystem.interfaces import PassedOn
     from sysfsd.filesystem.rendering import Renderer
     from sysfsd.filesystem.snapshots import Snapshot
     from sysfsd.filesystem.tree import Members, Node, Tree
@@ -94,6 +96,7 @@ class PinnedOperations(Operations):
         life: int = 0,
         freshness: Freshness,
         limits: LimitWatch,
+        passed_on: PassedOn,
         invalidate: Callable[[int], None] = _invalidate_attributes,
     ) -> None:
         """Make it; no two processes with the same mount have the same `life`."""
@@ -104,6 +107,7 @@ class PinnedOperations(Operations):
         self._known_limits: dict[int, dict[str, object]] = {}
         self.pushing = Pushing(invalidate)
         self._sysctls = sysctls
+        self._passed_on = passed_on
         self._tree = tree
         self._registry = registry
         self._collector = collector
@@ -116,6 +120,7 @@ class PinnedOperations(Operations):
         self.snapshots.forget(record.serial)
         self._limits.forget(record.serial)
         self._known_limits.pop(record.serial, None)
+        self._passed_on.forget(record.serial)
 
     def answer(self, opcode: int, packet: memoryview, its_turn: bool) -> bytes | None:
         """Answer what is asked most, without a detour (`Relay`).
@@ -126,7 +131,7 @@ class PinnedOperations(Operations):
             if opcode == Opcode.READ:
                 read = packets.parse_read(packet)
                 if read.handle & EXACT:
-                    return self._read_exact(read) if its_turn else None
+                    return self._read_at_once(read) if its_turn else None
                 snapshot = self.snapshots.known(*parts_of(read.handle))
                 return None if snapshot is None else snapshot.read(read.offset, read.size)
             if opcode == Opcode.RELEASE:
@@ -198,9 +203,21 @@ class PinnedOperations(Operations):
             if record is None:
                 raise NoSuchView("no such container")
             return self._attributes(mount | inode_of(record.serial, ROOT_NODE))
-        record, node = self._resolve(parent)
-        child = self._tree.child(node, name, self._members_of(record))
-        return self._attributes(mount | inode_of(record.serial, child))
+        return self._attributes(await self._child(parent_inode, name))
+
+    async def _child(self, parent: int, name: bytes) -> int:
+        serial, number = parts_of(parent)
+        if not self._is_passed_on(parent):
+            record, node = self._resolve(parent)
+            try:
+                child = self._tree.child(node, name, self._members_of(record))
+            except NoSuchView:
+                if not self._is_top(parent):
+                    raise
+            else:
+                return parent & EXACT | inode_of(serial, child)
+        child = await self._passed_on.child(self._record(serial), number, name)
+        return EXACT | inode_of(serial, child)
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """Answer attributes; for a file this is where it is refreshed."""
@@ -222,10 +239,10 @@ class PinnedOperations(Operations):
         return pyfuse3.FileInfo(fh=handle, direct_io=True)
 
     def _open(self, inode: int, flags: int, pid: int, uid: int) -> int:
-        record, node = self._resolve(inode)
-        elsewhere = None
-        if node.sysctl is not None:
-            elsewhere = self._sysctls.elsewhere(record, node.sysctl, pid)
+        record, elsewhere = self._record(parts_of(inode).serial), None
+        sysctl = None if self._is_passed_on(inode) else self._resolve(inode)[1].sysctl
+        if sysctl is not None:
+            elsewhere = self._sysctls.elsewhere(record, sysctl, pid)
         # Nothing is kept for a namespace inside, and the kernel lets its root write nothing either.
         if elsewhere is not None and flags & os.O_ACCMODE != os.O_RDONLY:
             raise pyfuse3.FUSEError(errno.EACCES)
@@ -251,6 +268,11 @@ class PinnedOperations(Operations):
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Read; the relay has put the inode where the file handle goes, but for exact files."""
         if fh & EXACT:
+            opened = self._opened_by(fh)
+            if self._is_passed_on(opened.inode) and (opened.data is None or off == 0):
+                serial, number = parts_of(opened.inode)
+                opened.data = await self._passed_on.read(self._record(serial), number)
+                return opened.data[off : off + size]
             return self._read_exact(packets.Read(fh, off, size))
         record, node = self._resolve(fh)
         if node.is_directory:
@@ -266,6 +288,9 @@ class PinnedOperations(Operations):
         Files of views are 0444, but root's capabilities get it past open(2).
         """
         opened = self._opened_by(fh) if fh & EXACT else None
+        if opened is not None and self._is_passed_on(opened.inode):
+            serial, number = parts_of(opened.inode)
+            return await self._passed_on.write(self._record(serial), number, buf, off)
         record, node = self._resolve(fh if opened is None else opened.inode)
         if opened is None or node.sysctl is None:
             raise pyfuse3.FUSEError(errno.EACCES)
@@ -283,15 +308,28 @@ class PinnedOperations(Operations):
 
         Neither owner nor mode: EPERM, as ``proc_sys_setattr`` has it.
         """
-        exact = inode & EXACT and parts_of(inode).serial != MOUNT_SERIAL
-        sysctl = self._resolve(inode)[1].sysctl if exact else None
-        if sysctl is None or fields.update_mode or fields.update_uid or fields.update_gid:
+        writable = self._is_passed_on(inode) and self._passed_on.is_file(parts_of(inode).node)
+        if inode & EXACT and parts_of(inode).serial != MOUNT_SERIAL and not writable:
+            writable = self._resolve(inode)[1].sysctl is not None
+        if not writable or fields.update_mode or fields.update_uid or fields.update_gid:
             self.refuse_change(fields)
         return self._attributes(inode)
 
+    def refuse_name(self, directory: int) -> NoReturn:
+        """Say no, as ``/proc/sys`` does: what is not there can't be made (``proc_sys_lookup``)."""
+        raise pyfuse3.FUSEError(errno.ENOENT if directory & EXACT else errno.EPERM)
+
+    def refuse_removal(self, directory: int) -> NoReturn:
+        """Say no, as it does: its directories are 0555 for root, too (``proc_sys_permission``)."""
+        raise pyfuse3.FUSEError(errno.EACCES if directory & EXACT else errno.EPERM)
+
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """List a directory, again by inode."""
-        entries = [(name, fh & EXACT | inode) for name, inode in self._children(fh & ~EXACT)]
+        entries = [(name, fh & EXACT | inode) for name, inode in self._children(fh)]
+        if self._is_top(fh) or self._is_passed_on(fh):
+            serial, number = parts_of(fh)
+            found = await self._passed_on.children(self._record(serial), number, anew=start_id == 0)
+            entries += [(name, EXACT | inode_of(serial, child)) for name, child in found]
         for position, (name, inode) in enumerate(entries[start_id:], start_id + 1):
             try:
                 entry = self._attributes(inode)
@@ -315,6 +353,11 @@ class PinnedOperations(Operations):
             raise pyfuse3.FUSEError(errno.EBADF)
         return opened
 
+    def _read_at_once(self, read: packets.Read) -> bytes | None:
+        """Read, if nobody has to be asked in another thread."""
+        passed_on = self._is_passed_on(self._opened_by(read.handle).inode)
+        return None if passed_on else self._read_exact(read)
+
     def _read_exact(self, read: packets.Read) -> bytes:
         opened = self._opened_by(read.handle)
         if opened.data is None or (read.offset == 0 and not opened.elsewhere):
@@ -323,6 +366,9 @@ class PinnedOperations(Operations):
         return opened.data[read.offset : read.offset + read.size]
 
     def _children(self, inode: int) -> list[tuple[bytes, int]]:
+        if self._is_passed_on(inode):
+            return []
+        inode &= ~EXACT
         if inode == ROOT_INODE:
             return [(b"containers", CONTAINERS_INODE)]
         if inode == CONTAINERS_INODE:
@@ -334,11 +380,23 @@ class PinnedOperations(Operations):
         children = self._tree.children(node, self._members_of(record))
         return [(name, inode_of(record.serial, child)) for name, child in children]
 
-    def _resolve(self, inode: int) -> tuple[ContainerRecord, Node]:
-        serial, number = parts_of(inode)
+    def _is_passed_on(self, inode: int) -> bool:
+        """Whether it is below a directory that is: no node of the tree."""
+        return bool(inode & EXACT and parts_of(inode).node & PASSED_ON)
+
+    def _is_top(self, inode: int) -> bool:
+        """Whether it is such a directory: what the tree has not in it may be the kernel's."""
+        return bool(inode & EXACT) and self._passed_on.is_top(parts_of(inode).node)
+
+    def _record(self, serial: int) -> ContainerRecord:
         record = self._registry.by_serial(serial)
         if record is None:
             raise NoSuchContainer("the container is gone")
+        return record
+
+    def _resolve(self, inode: int) -> tuple[ContainerRecord, Node]:
+        serial, number = parts_of(inode)
+        record = self._record(serial)
         node = self._tree.node(number)
         if node is None:
             raise NoSuchView("no such node")
@@ -347,6 +405,11 @@ class PinnedOperations(Operations):
     def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
         if parts_of(inode).serial == MOUNT_SERIAL:
             return self._mount_attributes(inode)
+        if self._is_top(inode) or self._is_passed_on(inode):
+            serial, number = parts_of(inode)
+            record = self._record(serial)
+            owner = Owner(record.uid_base, record.gid_base)
+            return self._passed_on.attributes(inode, number, owner)
         record, node = self._resolve(inode)
         if not self._tree.exists(node, self._members_of(record)):
             raise NoSuchView(f"no {node.path} any more")

@@ -31,7 +31,11 @@ NODE_BITS = 32
 _NODE_MASK = (1 << NODE_BITS) - 1
 _SLOT_BITS = 12
 _SLOT_MASK = (1 << _SLOT_BITS) - 1
-_MAX_MEMBER = (1 << (NODE_BITS - _SLOT_BITS)) - 2
+
+PASSED_ON = 1 << (NODE_BITS - 1)
+"""In a number that is no node of a tree's: of what is passed on (`filesystem.interfaces`)."""
+
+_MAX_MEMBER = (PASSED_ON >> _SLOT_BITS) - 2
 
 EXACT = 1 << 63
 """In an inode of the second mount, whose files are opened one by one (`channel.relay`)."""

@@ -1,4 +1,4 @@
-"""Giving up a capability of our own (capset(2), capabilities(7))."""
+"""Giving up capabilities of our own (capset(2), capabilities(7))."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ def give_up(capability: int) -> None:
     word.permitted &= kept
     word.inheritable &= kept
     _call("capset", header, data)
+
+
+def give_up_all() -> None:
+    """Drop all of them for good, from this thread; raises ``OSError``."""
+    _call("capset", _Header(_VERSION_3, 0), (_Data * 2)())
 
 
 def _call(name: str, header: _Header, data: ctypes.Array[_Data]) -> None:

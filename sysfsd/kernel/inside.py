@@ -21,16 +21,24 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def read_here(path: str) -> bytes:
+    """`read` in the namespace that we are in: for what is called there."""
+    return _with_file(path, os.O_RDONLY, read_fd)
+
+
+def write_here(path: str, data: bytes, offset: int) -> int:
+    """The same for `write`."""
+    return _with_file(path, os.O_WRONLY, lambda fd: os.pwrite(fd, data, offset))
+
+
 def read(namespace: int, path: str) -> bytes:
     """Read a file in a namespace of any kind, given by its descriptor; raises ``OSError``."""
-    return _inside(namespace, lambda: _with_file(path, os.O_RDONLY, read_fd))
+    return call(namespace, lambda: read_here(path))
 
 
 def write(namespace: int, path: str, data: bytes, offset: int) -> int:
     """Write a file in a namespace and return how much the kernel took; raises ``OSError``."""
-    return _inside(
-        namespace, lambda: _with_file(path, os.O_WRONLY, lambda fd: os.pwrite(fd, data, offset))
-    )
+    return call(namespace, lambda: write_here(path, data, offset))
 
 
 def _with_file(path: str, flags: int, work: Callable[[int], T]) -> T:
@@ -41,7 +49,8 @@ def _with_file(path: str, flags: int, work: Callable[[int], T]) -> T:
         os.close(fd)
 
 
-def _inside(namespace: int, work: Callable[[], T]) -> T:
+def call(namespace: int, work: Callable[[], T]) -> T:
+    """Do something in a namespace, and return what comes of it or raise its ``OSError``."""
     results: list[T] = []
     errors: list[OSError] = []
 

@@ -48,16 +48,24 @@ class State(Enum):
     """The kernel lets a container's root write it: so it is left to the kernel."""
     EMULATED = "emulated"
     ADDED = "added"
-    """The host has it, a container lacks it, and gets it from us (`sysfsd.additions`)."""
+    """The host has it, a container lacks it, and gets it from us (`ADDABLE`, `PASSED_ON`)."""
     HIDDEN = "hidden"
-    """The host has it, and a container lacks it. Names come and go where it would be, with network
-    interfaces and modules, or are too many: it can't be added."""
+    """The host has it, and a container lacks it. Where it would be, names come and go with modules,
+    or are very many: it is not added."""
     ABSENT = "absent"
     """This kernel has no such file, or not without a module."""
 
 
 ADDABLE = ("proc/sys/net/core", "proc/sys/net/ipv4/vs")
-"""Directories in which a network namespace has the same few names for as long as it lives."""
+"""Directories in which a network namespace has the same few names for as long as it lives: they
+are covered, and have the kernel's own files as well as ours (`sysfsd.additions`)."""
+
+PASSED_ON = ("proc/sys/net/ipv4/neigh", "proc/sys/net/ipv6/neigh")
+"""Directories in which names come and go with network interfaces, but for ``default``, which only
+the host's network has: they are ours, and all else in them is the kernel's as before
+(`filesystem.interfaces`)."""
+
+_DEFAULT = "/default"
 
 
 def probe(paths: Iterable[str]) -> dict[str, State]:
@@ -79,7 +87,9 @@ def probe(paths: Iterable[str]) -> dict[str, State]:
             start_new_session=True,
         ) as process:
             try:
-                out, said = process.communicate(json.dumps([*paths, *ADDABLE]).encode(), _SECONDS)
+                out, said = process.communicate(
+                    json.dumps([*paths, *ADDABLE, *PASSED_ON]).encode(), _SECONDS
+                )
             except BaseException:
                 os.killpg(process.pid, signal.SIGKILL)
                 raise
@@ -98,9 +108,17 @@ def _with_host(path: str, found: Mapping[str, State]) -> State:
     """Say more of what a container lacks."""
     if found[path] is not State.ABSENT or not os.path.lexists(f"/{path}"):
         return found[path]
+    directory = os.path.dirname(path)
+    ours = passed_on(path) or (directory if directory in ADDABLE else None)
     # A directory can't be opened for writing, but it is there.
-    there = found.get(os.path.dirname(path), State.ABSENT) is not State.ABSENT
-    return State.ADDED if os.path.dirname(path) in ADDABLE and there else State.HIDDEN
+    there = ours is not None and found[ours] is not State.ABSENT
+    return State.ADDED if there else State.HIDDEN
+
+
+def passed_on(path: str) -> str | None:
+    """Return the directory of `PASSED_ON` in which a file is to be added; else None."""
+    directory = os.path.dirname(path).removesuffix(_DEFAULT)
+    return directory if directory in PASSED_ON and f"{directory}{_DEFAULT}/" in path else None
 
 
 def fate(node: Sysctl, states: Mapping[str, State]) -> State:

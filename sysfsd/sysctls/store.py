@@ -71,6 +71,8 @@ class _Entry:
     """The groups of its user namespace."""
     owns: frozenset[Live]
     """Of which the namespace is its own to write."""
+    owns_network: bool
+    """Whether its network namespace is its user namespace's, and nobody else's."""
     shares: bool
     """Whether others in its network namespace have its values there, too."""
     container: dict[str, Value] = field(default_factory=dict)
@@ -135,10 +137,13 @@ class Store:
             # host for its own and for those that it hands out, renames nobody.
             owners = {Live.HOSTNAME: _owners(uts_fd), Live.PING_GROUPS: _owners(network_fd)}
             owns = frozenset(live for live, keys in owners.items() if record.userns in keys)
+            owns_network = owners[Live.PING_GROUPS][:1] == [record.userns]
             # On the host's network there are strangers: they share nothing.
             shares = self._own_userns not in owners[Live.PING_GROUPS][:1]
             name = f"{record.pid}-{record.start_ticks}"
-            entry = _Entry(record, name, key, network_fd, uts_fd, groups, owns, shares)
+            entry = _Entry(
+                record, name, key, network_fd, uts_fd, groups, owns, owns_network, shares
+            )
             known = self._load(name)
             same = self._of_same_init(entry)
             entry.container = same[0].container if same else known.container
@@ -169,6 +174,19 @@ class Store:
                 self._close_descriptors(entry)
             self._entries.clear()
             os.close(self._directory)
+
+    def owns_network(self, record: ContainerRecord) -> bool:
+        """Whether the root of a container may do with its network namespace as it likes."""
+        entry = self._entries.get(record.serial)
+        return entry is not None and entry.owns_network
+
+    def open_network(self, record: ContainerRecord) -> int | None:
+        """Open a container's network namespace; None if it is not its own (`owns_network`)."""
+        with self._lock:
+            entry = self._entries.get(record.serial)
+            if entry is None or not entry.owns_network:
+                return None
+            return os.dup(entry.network_fd)
 
     def elsewhere(self, record: ContainerRecord, node: Sysctl, thread: int) -> bytes | None:
         """Return what a thread reads in a namespace that is not the container's; else None.

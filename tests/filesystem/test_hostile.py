@@ -387,9 +387,49 @@ def test_listings_and_reads_without_the_page_cache(attacker: Container) -> None:
     attacker.run(*PYTHON, f"PATHS = {files(attacker)!r}\n{_FLOOD}")
 
 
+_PASSED_ON = """
+import os, subprocess, threading, time
+end = time.monotonic() + 4
+neigh = "/proc/sys/net/ipv4/neigh"
+counts = [0, 0]
+def tolerant(work):
+    while time.monotonic() < end:
+        try:
+            work()
+            counts[0] += 1
+        except OSError:  # an interface is gone
+            counts[1] += 1
+def look():
+    for name in os.listdir(neigh):
+        for file in os.listdir(f"{neigh}/{name}"):
+            with open(f"{neigh}/{name}/{file}", "r+") as opened:
+                opened.write(opened.read())
+def miss():
+    assert not os.path.exists(f"{neigh}/{time.monotonic_ns() % 10 ** 15}")
+def change():
+    subprocess.run(["ip", "link", "del", "a"], stderr=subprocess.DEVNULL)
+    subprocess.run("ip link add a type veth peer name b".split())
+    subprocess.run("ip link set b name c".split())
+works = [look] * 8 + [miss] * 8 + [change]
+threads = [threading.Thread(target=tolerant, args=[work]) for work in works]
+for each in threads:
+    each.start()
+for each in threads:
+    each.join()
+print(*counts)
+"""
+
+
+def test_interfaces_that_come_and_go(attacker: Container) -> None:
+    """While what the kernel has of each is read and written."""
+    done, _failed = attacker.run(*PYTHON, _PASSED_ON).split()
+    assert int(done) > 100
+
+
 _NAMES = r"""
 import os
-directories = ["/proc/sys/vm", "/sys/devices/system/cpu", "/proc", "/sys/devices/system/cpu/cpu0"]
+directories = ["/proc/sys/vm", "/sys/devices/system/cpu", "/proc", "/sys/devices/system/cpu/cpu0",
+               "/proc/sys/net/ipv4/neigh", "/proc/sys/net/ipv4/neigh/lo"]
 names = [b"a" * 255, b"a" * 256, b"a" * 1024, b"a" * 4095, b"\xff\xfe", b"\x80" * 200, b"..",
          b"../../..", b"%s", b"\n", b"\\", b"cpu\xd9\xa1", b"cpu1_0", b"cpu99999999999999999999",
          b"cpu-1", b"cpu+0", b"cpu 0", b"cpu00", b"./.", b"//", b"/" * 4000]

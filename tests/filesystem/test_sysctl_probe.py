@@ -16,7 +16,10 @@ from sysfsd.sysctls.probe import State, probe
 from sysfsd.sysctls.table import SYSCTLS
 from tests.support.containers import container
 
-CORE = "proc/sys/net/core/"
+WHERE = (
+    "proc/sys/net/core/",
+    *(f"proc/sys/net/{family}/neigh/default/" for family in ("ipv4", "ipv6")),
+)
 
 WRITABLE = """
 import json, os, sys
@@ -56,7 +59,7 @@ def test_it_is_right_about_every_file() -> None:
     assert min(list(states.values()).count(state) for state in ("native", "emulated")) > 10
     for name, it in found.items():
         assert (it is State.ABSENT) == (not os.path.lexists(f"/{name}"))
-    added = {name for name, it in found.items() if it in lacking and name.startswith(CORE)}
+    added = {name for name, it in found.items() if it in lacking and name.startswith(WHERE)}
     assert len(added) > 10
     assert added == {name for name, it in found.items() if it is State.ADDED}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sysfsd.facts.host import HostFacts
 from sysfsd.filesystem.rendering import HostFiles
+from sysfsd.sysctls.probe import passed_on
 from sysfsd.sysctls.table import SYSCTLS
 from sysfsd.views import VIEWS, Family, View, attach_points
 
@@ -27,7 +28,9 @@ def of_this_host() -> list[str]:
     ]
 
 
-SYSCTL_POINTS = frozenset(f"/{node.path}" for node in SYSCTLS)
+SYSCTL_POINTS = frozenset(
+    f"/{path}" for node in SYSCTLS for path in (node.path, passed_on(node.path)) if path
+)
 """Where a container may have a sysctl of ours; which ones depends on the kernel."""
 
 
