@@ -41,6 +41,9 @@ _MAX_INDEX = (1 << _FILE_AT) - 1
 
 _THREADS = 4
 
+_MAX_LISTED = 64
+"""So many listings are gone on with at a time; of more, the oldest are made anew."""
+
 _SIZE_BYTES = 4096
 """As of other exact files; more than any of these has."""
 
@@ -99,11 +102,6 @@ class PassedOn:
         """Whether it is one of the directories."""
         return number in self._numbers
 
-    def forget(self, serial: int) -> None:
-        """Drop what is kept for a container that is gone."""
-        for position in range(len(self._paths)):
-            self._listed.pop((serial, position), None)
-
     def attributes(self, inode: int, number: int, owner: Owner) -> pyfuse3.EntryAttributes:
         """What stat(2) says. The kernel may keep nothing of it, nor a listing of a directory."""
         if self.is_top(number) or _place(number).file == 0:
@@ -155,7 +153,10 @@ class PassedOn:
                     for name, index in found
                     if index <= _MAX_INDEX
                 ]
+                self._listed.pop((record.serial, position), None)
                 self._listed[record.serial, position] = known
+                if len(self._listed) > _MAX_LISTED:
+                    del self._listed[next(iter(self._listed))]
             return known
         directory, index, file = place = _place(number)
         if file:

@@ -120,7 +120,6 @@ class PinnedOperations(Operations):
         self.snapshots.forget(record.serial)
         self._limits.forget(record.serial)
         self._known_limits.pop(record.serial, None)
-        self._passed_on.forget(record.serial)
 
     def answer(self, opcode: int, packet: memoryview, its_turn: bool) -> bytes | None:
         """Answer what is asked most, without a detour (`Relay`).

@@ -197,3 +197,25 @@ def test_what_its_own_network_lacks_is_there(docker: Docker, sandbox: str) -> No
     assert docker.shell(sandbox, f"{read}; echo 88 >/proc/sys/net/core/somaxconn; {read}").endswith(
         "88"
     )
+
+
+def test_interfaces_of_the_inner_engine_beside_what_is_added(docker: Docker, sandbox: str) -> None:
+    """In one directory, and those of inner containers in procfs mounts of their own."""
+    neigh = "/proc/sys/net/ipv4/neigh"
+    # As Docker Swarm does for overlay networks.
+    for number in (1, 2, 3):
+        docker.shell(sandbox, f"sysctl -w net.ipv4.neigh.default.gc_thresh{number}={number}000")
+    assert docker.shell(sandbox, f"cat {neigh}/default/*").split() == ["1000", "2000", "3000"]
+    assert {"default", "docker0", "lo"} <= set(docker.shell(sandbox, f"ls {neigh}").split())
+    docker.shell(sandbox, f"echo 4242 >{neigh}/docker0/gc_stale_time")
+    assert docker.shell(sandbox, f"cat {neigh}/docker0/gc_stale_time") == "4242"
+    inner = docker.inside(sandbox)
+    inner("network", "create", "pair")
+    try:
+        bridge = f"br-{inner('network', 'inspect', '-f', '{{.Id}}', 'pair')[:12]}"
+        assert bridge in docker.shell(sandbox, f"ls {neigh}").split()
+        shown = inner("run", "--rm", "--network=pair", "busybox", "ls", neigh).split()
+        assert sorted(shown) == ["eth0", "lo"]
+    finally:
+        inner("network", "rm", "pair")
+    assert bridge not in docker.shell(sandbox, f"ls {neigh}").split()

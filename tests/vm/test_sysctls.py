@@ -24,6 +24,14 @@ def test_the_installed_service_emulates_them(start: Start) -> None:
     assert Path("/proc/sys/vm/swappiness").read_text() == before
     box.docker.shell(box.name, "echo inner >/proc/sys/kernel/hostname")
     assert box.docker.shell(box.name, "hostname") == "inner"
+    # Added, in a directory in which all else is the kernel's own.
+    neigh = "/proc/sys/net/ipv4/neigh"
+    box.docker.shell(box.name, f"echo 77 >{neigh}/default/gc_thresh1")
+    box.docker.shell(box.name, f"echo 4242 >{neigh}/lo/gc_stale_time")
+    assert "eth0" in box.docker.shell(box.name, f"ls {neigh}").split()
+    shown = box.docker.shell(box.name, f"cat {neigh}/default/gc_thresh1 {neigh}/lo/gc_stale_time")
+    assert shown.split() == ["77", "4242"]
+    assert Path(f"{neigh}/default/gc_thresh1").read_text() != "77\n"
 
 
 def test_each_container_is_a_machine_of_its_own(start: Start) -> None:
