@@ -33,12 +33,31 @@ def directory(
     owner: Owner = HOST_ROOT,
     entry_timeout: float = 0,
     attr_timeout: float = 0,
+    links: int = 2,
 ) -> pyfuse3.EntryAttributes:
     """Attributes of a directory."""
     entry = _entry(inode, stat.S_IFDIR | mode, owner, changed_ns)
-    entry.st_nlink = 2
+    entry.st_nlink = links
     entry.entry_timeout, entry.attr_timeout = entry_timeout, attr_timeout
     return entry
+
+
+FIRST = (b".", b"..")
+"""What any listing of a directory begins with."""
+
+
+def begin_listing(inode: int, start: int, token: pyfuse3.ReaddirToken) -> bool:
+    """List the `FIRST`, but for those before ``start``; returns whether there is room for more.
+
+    Programs pass over them, and some over the first two names, whatever they are (procps' sysctl).
+    The kernel takes nothing from these entries but that they are directories
+    (``fuse_direntplus_link``).
+    """
+    entry = directory(inode, mode=0o555, changed_ns=0)
+    return all(
+        pyfuse3.readdir_reply(token, name, entry, position)
+        for position, name in enumerate(FIRST[start:], start + 1)
+    )
 
 
 def file(

@@ -24,7 +24,7 @@ from sysfsd.facts.placement import outermost
 from sysfsd.filesystem import attributes
 from sysfsd.filesystem.operations import STATIC_TIMEOUT, Operations
 from sysfsd.filesystem.snapshots import Opened, Recent
-from sysfsd.filesystem.tree import MOUNT_SERIAL, anybody, inode_of, members_in, parts_of
+from sysfsd.filesystem.tree import MOUNT_SERIAL, ROOT_INODE, anybody, inode_of, members_in, parts_of
 from sysfsd.kernel.cgroups import CgroupPaths, read_cgroup_paths
 from sysfsd.kernel.procfs import read_text
 
@@ -196,7 +196,12 @@ class CallersOperations(Operations):
         children = self._listings.get(fh)
         if children is None:
             raise pyfuse3.FUSEError(errno.EBADF)
-        for position, (name, number) in enumerate(children[start_id:], start_id + 1):
+        if not attributes.begin_listing(ROOT_INODE, start_id, token):
+            return
+        begin = max(start_id - len(attributes.FIRST), 0)
+        for position, (name, number) in enumerate(
+            children[begin:], begin + len(attributes.FIRST) + 1
+        ):
             inode = inode_of(MOUNT_SERIAL, number)
             node = self._node(inode)
             if node.link is not None:

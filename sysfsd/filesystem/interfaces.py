@@ -21,6 +21,7 @@ from sysfsd.errors import NoSuchView
 from sysfsd.filesystem import attributes
 from sysfsd.filesystem.tree import PASSED_ON
 from sysfsd.kernel import interfaces
+from sysfsd.sysctls.probe import PASSED_ON as DIRECTORIES
 from sysfsd.sysctls.probe import passed_on
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ _MAX_FILE = (1 << _FAMILY_AT - _FILE_AT) - 1
 _MAX_INDEX = (1 << _FILE_AT) - 1
 """The kernel counts up from 1. Who gives an interface a larger one has a file less."""
 
-_THREADS = 4
+_THREADS = 2
 
 _MAX_LISTED = 64
 """So many listings are gone on with at a time; of more, the oldest are made anew."""
@@ -52,7 +53,7 @@ class _Place(NamedTuple):
     """What a number says."""
 
     directory: int
-    """Which of ours it is in."""
+    """Which of ours it is in, by its place among them."""
     interface: int
     """Its index."""
     file: int
@@ -86,14 +87,17 @@ class PassedOn:
     ) -> None:
         """Pass on what is in ``directories``: paths below a container's root.
 
-        Two at most. ``namespace_of`` opens a container's network namespace; None if that is not
+        ``namespace_of`` opens a container's network namespace; None if that is not
         its own, and nothing of it is to be seen.
         """
-        self._paths = [os.path.join(root, path) for path in directories.values()]
-        self._numbers = {number: position for position, number in enumerate(directories)}
-        # Those that any interface has are among those that the host's first have: sorted, so that
-        # they have the same numbers in our next life.
-        self._files = [sorted(os.listdir(f"{path}/default"))[:_MAX_FILE] for path in self._paths]
+        # The same numbers in our next life, even if that has not all of them.
+        self._numbers = {number: DIRECTORIES.index(path) for number, path in directories.items()}
+        self._paths = {DIRECTORIES.index(path): f"{root}{path}" for path in directories.values()}
+        # Those that any interface has are among those that ``default`` has.
+        self._files = {
+            position: sorted(os.listdir(f"{path}/default"))[:_MAX_FILE]
+            for position, path in self._paths.items()
+        }
         self._namespace_of = namespace_of
         self._threads = trio.CapacityLimiter(_THREADS)
         self._listed: dict[tuple[int, int], list[tuple[bytes, int]]] = {}
@@ -102,17 +106,18 @@ class PassedOn:
         """Whether it is one of the directories."""
         return number in self._numbers
 
-    def attributes(self, inode: int, number: int, owner: Owner) -> pyfuse3.EntryAttributes:
-        """What stat(2) says. The kernel may keep nothing of it, nor a listing of a directory."""
-        if self.is_top(number) or _place(number).file == 0:
-            return attributes.directory(inode, mode=0o555, owner=owner, changed_ns=time.time_ns())
-        return attributes.file(
-            inode, size=_SIZE_BYTES, mode=0o644, owner=owner, changed_ns=time.time_ns()
-        )
+    def attributes(
+        self, inode: int, number: int, owner: Owner, *, writable: bool
+    ) -> pyfuse3.EntryAttributes:
+        """What stat(2) says to somebody who may write, whatever the mode says; or who may not.
 
-    def is_file(self, number: int) -> bool:
-        """Whether a number is that of a file, wherever it is."""
-        return bool(number & PASSED_ON) and _place(number).file > 0
+        The kernel may keep nothing of it, nor a listing of a directory.
+        """
+        now = time.time_ns()
+        if self.is_top(number) or _place(number).file == 0:
+            return attributes.directory(inode, mode=0o555, owner=owner, changed_ns=now, links=1)
+        mode = 0o666 if writable else 0o644
+        return attributes.file(inode, size=_SIZE_BYTES, mode=mode, owner=owner, changed_ns=now)
 
     async def child(self, record: ContainerRecord, number: int, name: bytes) -> int:
         """The number of what has a name in a directory; raises ``NoSuchView``, ``OSError``."""
@@ -123,7 +128,7 @@ class PassedOn:
             if index > _MAX_INDEX:
                 raise NoSuchView(f"interface {index} is out of numbers")
             return _Place(position, index, 0).number
-        directory, index, file = place = _place(number)
+        directory, index, file = place = self._known(number)
         text = os.fsdecode(name)
         if file or text not in self._files[directory]:
             raise NoSuchView("an interface has no such file")
@@ -158,7 +163,7 @@ class PassedOn:
                 if len(self._listed) > _MAX_LISTED:
                     del self._listed[next(iter(self._listed))]
             return known
-        directory, index, file = place = _place(number)
+        directory, index, file = place = self._known(number)
         if file:
             return []
         path = self._paths[directory]
@@ -177,17 +182,22 @@ class PassedOn:
     async def write(self, record: ContainerRecord, number: int, data: bytes, offset: int) -> int:
         """Write a file and return how much the kernel took; raises ``OSError``.
 
-        To a namespace that the container's root may do with as it likes: who may open the file
-        has been looked at.
+        Whoever opened the file for it may administer the namespace, which is the container's own.
         """
         path, index, file = self._file(number)
         return await self._ask(
             record, lambda fd: interfaces.write(fd, path, index, file, data, offset)
         )
 
+    def _known(self, number: int) -> _Place:
+        place = _place(number)
+        if place.directory not in self._paths:  # which an earlier life had
+            raise NoSuchView("no such directory")
+        return place
+
     def _file(self, number: int) -> tuple[str, int, str]:
-        directory, index, file = _place(number)
-        if directory >= len(self._paths) or not 0 < file <= len(self._files[directory]):
+        directory, index, file = self._known(number)
+        if not 0 < file <= len(self._files[directory]):
             raise NoSuchView("no such file")
         return self._paths[directory], index, self._files[directory][file - 1]
 

@@ -62,6 +62,9 @@ EXACT_BYTES = 4096
 """The size of an exact file, like most of sysfs: what it has is known when it is read."""
 
 
+_LISTED_AT_ONCE = 1024
+"""More than there is room for in an answer."""
+
 LAST_KNOWN_SECONDS = 1.0
 """For so long an answer from the last refresh holds, when the next one takes too long."""
 
@@ -137,7 +140,9 @@ class PinnedOperations(Operations):
                 self._opened.close(self._number_of(packets.parse_handle(packet)))
                 return b""
             if opcode == Opcode.GETATTR and its_turn:
-                return packets.attributes(self._attributes(packets.parse_request(packet).node))
+                request = packets.parse_request(packet)
+                asking = packets.thread_of(packet), request.uid
+                return packets.attributes(self._attributes(request.node, *asking))
             if opcode == Opcode.OPEN and its_turn:
                 return self._open_at_once(packet)
         except Exception:  # noqa: BLE001 - the handler comes to the same, and says what is wrong
@@ -220,7 +225,7 @@ class PinnedOperations(Operations):
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """Answer attributes; for a file this is where it is refreshed."""
-        return self._attributes(inode)
+        return self._attributes(inode, ctx.pid, ctx.uid)
 
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
         """Say where a link points to."""
@@ -239,11 +244,14 @@ class PinnedOperations(Operations):
 
     def _open(self, inode: int, flags: int, pid: int, uid: int) -> int:
         record, elsewhere = self._record(parts_of(inode).serial), None
-        sysctl = None if self._is_passed_on(inode) else self._resolve(inode)[1].sysctl
-        if sysctl is not None:
+        writing, may_write = flags & os.O_ACCMODE != os.O_RDONLY, True
+        if self._is_passed_on(inode):
+            may_write = not writing or self._sysctls.may_administer(record, pid)
+        elif (sysctl := self._resolve(inode)[1].sysctl) is not None:
+            # Nothing is kept for a namespace inside, and the kernel lets its root write nothing.
             elsewhere = self._sysctls.elsewhere(record, sysctl, pid)
-        # Nothing is kept for a namespace inside, and the kernel lets its root write nothing either.
-        if elsewhere is not None and flags & os.O_ACCMODE != os.O_RDONLY:
+            may_write = elsewhere is None
+        if writing and not may_write:
             raise pyfuse3.FUSEError(errno.EACCES)
         # Users inside can't keep the container's root from opening any.
         owner = record.serial, uid == record.uid_base
@@ -307,10 +315,10 @@ class PinnedOperations(Operations):
 
         Neither owner nor mode: EPERM, as ``proc_sys_setattr`` has it.
         """
-        writable = self._is_passed_on(inode) and self._passed_on.is_file(parts_of(inode).node)
-        if inode & EXACT and parts_of(inode).serial != MOUNT_SERIAL and not writable:
-            writable = self._resolve(inode)[1].sysctl is not None
-        if not writable or fields.update_mode or fields.update_uid or fields.update_gid:
+        touchable = self._is_passed_on(inode) or self._is_top(inode)
+        if inode & EXACT and parts_of(inode).serial != MOUNT_SERIAL and not touchable:
+            touchable = self._resolve(inode)[1].sysctl is not None
+        if not touchable or fields.update_mode or fields.update_uid or fields.update_gid:
             self.refuse_change(fields)
         return self._attributes(inode)
 
@@ -324,12 +332,22 @@ class PinnedOperations(Operations):
 
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """List a directory, again by inode."""
-        entries = [(name, fh & EXACT | inode) for name, inode in self._children(fh)]
+        if not attributes.begin_listing(fh, start_id, token):
+            return
+        begin = max(start_id - len(attributes.FIRST), 0)
+        found = [(name, fh & EXACT | inode) for name, inode in self._children(fh)]
+        entries = found[begin : begin + _LISTED_AT_ONCE]
         if self._is_top(fh) or self._is_passed_on(fh):
             serial, number = parts_of(fh)
-            found = await self._passed_on.children(self._record(serial), number, anew=start_id == 0)
-            entries += [(name, EXACT | inode_of(serial, child)) for name, child in found]
-        for position, (name, inode) in enumerate(entries[start_id:], start_id + 1):
+            passed_on = await self._passed_on.children(
+                self._record(serial), number, anew=start_id == 0
+            )
+            after = max(begin - len(found), 0)
+            entries += [
+                (name, EXACT | inode_of(serial, child))
+                for name, child in passed_on[after : after + _LISTED_AT_ONCE]
+            ]
+        for position, (name, inode) in enumerate(entries, begin + len(attributes.FIRST) + 1):
             try:
                 entry = self._attributes(inode)
             except (NoSuchContainer, NoSuchView):  # gone since the list was made
@@ -401,14 +419,16 @@ class PinnedOperations(Operations):
             raise NoSuchView("no such node")
         return record, node
 
-    def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
+    def _attributes(self, inode: int, thread: int = 0, uid: int = 0) -> pyfuse3.EntryAttributes:
         if parts_of(inode).serial == MOUNT_SERIAL:
             return self._mount_attributes(inode)
         if self._is_top(inode) or self._is_passed_on(inode):
             serial, number = parts_of(inode)
             record = self._record(serial)
             owner = Owner(record.uid_base, record.gid_base)
-            return self._passed_on.attributes(inode, number, owner)
+            # By what we say here, the kernel lets open(2) through.
+            writable = uid != owner.uid and self._sysctls.may_administer(record, thread)
+            return self._passed_on.attributes(inode, number, owner, writable=writable)
         record, node = self._resolve(inode)
         if not self._tree.exists(node, self._members_of(record)):
             raise NoSuchView(f"no {node.path} any more")

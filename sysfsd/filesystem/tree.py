@@ -196,6 +196,8 @@ class Tree:
         return known
 
     def _make_node(self, number: int) -> Node | None:
+        if number & PASSED_ON:
+            return None
         slot, member = self._slots.get(number & _SLOT_MASK), (number >> _SLOT_BITS) - 1
         link = self._links.get(number & _SLOT_MASK)
         if link is not None and member >= 0:

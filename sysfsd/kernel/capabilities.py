@@ -1,10 +1,13 @@
-"""Giving up capabilities of our own (capset(2), capabilities(7))."""
+"""Giving up capabilities of our own, and asking for others' (capset(2), capabilities(7))."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 
+from sysfsd.kernel.procfs import read_text
+
+CAP_NET_ADMIN = 12
 CAP_SYS_RESOURCE = 24
 """linux/capability.h"""
 
@@ -44,6 +47,14 @@ def give_up(capability: int) -> None:
 def give_up_all() -> None:
     """Drop all of them for good, from this thread; raises ``OSError``."""
     _call("capset", _Header(_VERSION_3, 0), (_Data * 2)())
+
+
+def has(thread: int, capability: int, proc: str = "/proc") -> bool:
+    """Whether a thread may do what one is for, in its own user namespace; raises ``OSError``."""
+    for line in read_text(f"{proc}/{thread}/status").split("\n"):
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> capability & 1)
+    return False
 
 
 def _call(name: str, header: _Header, data: ctypes.Array[_Data]) -> None:

@@ -8,6 +8,7 @@ and ends with it: no other thread of ours ever has another one's.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from typing import TYPE_CHECKING, TypeVar
@@ -62,7 +63,10 @@ def call(namespace: int, work: Callable[[], T]) -> T:
             errors.append(error)
 
     thread = threading.Thread(target=run, name="inside")
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # too many tasks
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from None
     thread.join()
     if errors:
         raise errors[0]

@@ -20,7 +20,7 @@ import structlog
 
 from sysfsd import state
 from sysfsd.errors import InvalidRequest
-from sysfsd.kernel import inside, namespaces
+from sysfsd.kernel import capabilities, inside, namespaces
 from sysfsd.kernel.procfs import boot_id, is_running, read_fd, read_text
 from sysfsd.sysctls import kept as formats
 from sysfsd.sysctls import writing
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sysfsd.containers.record import ContainerRecord
+    from sysfsd.kernel.namespaces import UsernsKey
     from sysfsd.log import RateLimit
     from sysfsd.sysctls.kept import NamespaceKey
     from sysfsd.sysctls.node import Sysctl
@@ -71,8 +72,8 @@ class _Entry:
     """The groups of its user namespace."""
     owns: frozenset[Live]
     """Of which the namespace is its own to write."""
-    owns_network: bool
-    """Whether its network namespace is its user namespace's, and nobody else's."""
+    network_owners: Sequence[UsernsKey]
+    """The user namespace that its network namespace belongs to, and those around that."""
     shares: bool
     """Whether others in its network namespace have its values there, too."""
     container: dict[str, Value] = field(default_factory=dict)
@@ -137,12 +138,19 @@ class Store:
             # host for its own and for those that it hands out, renames nobody.
             owners = {Live.HOSTNAME: _owners(uts_fd), Live.PING_GROUPS: _owners(network_fd)}
             owns = frozenset(live for live, keys in owners.items() if record.userns in keys)
-            owns_network = owners[Live.PING_GROUPS][:1] == [record.userns]
             # On the host's network there are strangers: they share nothing.
             shares = self._own_userns not in owners[Live.PING_GROUPS][:1]
             name = f"{record.pid}-{record.start_ticks}"
             entry = _Entry(
-                record, name, key, network_fd, uts_fd, groups, owns, owns_network, shares
+                record,
+                name,
+                key,
+                network_fd,
+                uts_fd,
+                groups,
+                owns,
+                owners[Live.PING_GROUPS],
+                shares,
             )
             known = self._load(name)
             same = self._of_same_init(entry)
@@ -176,15 +184,31 @@ class Store:
             os.close(self._directory)
 
     def owns_network(self, record: ContainerRecord) -> bool:
-        """Whether the root of a container may do with its network namespace as it likes."""
+        """Whether a container's network namespace is its user namespace's, and nobody else's."""
         entry = self._entries.get(record.serial)
-        return entry is not None and entry.owns_network
+        return entry is not None and entry.network_owners[:1] == [record.userns]
+
+    def may_administer(self, record: ContainerRecord, thread: int) -> bool:
+        """Whether a thread may change a container's network, as the kernel has it.
+
+        Whoever has CAP_NET_ADMIN where the user namespace counts to which that belongs, whatever
+        its ids are (``net_ctl_permissions`` of net/sysctl_net.c). Raises ``OSError`` if it is gone.
+        """
+        entry = self._entries.get(record.serial)
+        if entry is None or not thread:
+            return False
+        fd = namespaces.open_namespace(thread, "user")
+        try:
+            counts = namespaces.namespace_key(fd) in entry.network_owners
+        finally:
+            os.close(fd)
+        return counts and capabilities.has(thread, capabilities.CAP_NET_ADMIN)
 
     def open_network(self, record: ContainerRecord) -> int | None:
         """Open a container's network namespace; None if it is not its own (`owns_network`)."""
         with self._lock:
             entry = self._entries.get(record.serial)
-            if entry is None or not entry.owns_network:
+            if entry is None or not self.owns_network(record):
                 return None
             return os.dup(entry.network_fd)
 

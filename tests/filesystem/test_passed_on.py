@@ -156,6 +156,8 @@ for call in (
     (os.chmod, "..", 0o700), (os.open, "../nosuch/locktime", os.O_RDONLY),
     (os.listdir, "../nosuch"),
     (os.open, "gc_thresh1", os.O_RDONLY), (os.readlink, "locktime"), (os.open, "x" * 300, 0),
+    (os.chmod, ".", 0o700), (os.chown, ".", 1, 1), (os.utime, "."), (os.utime, ".."),
+    (os.access, "locktime", os.W_OK),
     (os.open, "..", os.O_WRONLY), (os.utime, "locktime"), (os.rmdir, "../default/no"),
 ):
     found.append([call[0].__name__, [str(each)[:40] for each in call[1:]], attempt(*call)])
@@ -176,6 +178,55 @@ def test_all_else_is_as_the_kernel_has_it(daemon: Serving) -> None:
     for ours, kernels in zip(found, expected, strict=True):
         assert ours == kernels
     assert len({json.dumps(each[2]) for each in expected if len(each) == 4}) > 4
+
+
+def test_sysctl_lists_what_it_lists_without_us(daemon: Serving) -> None:
+    """And what is added. It passes over the first two names of each directory, ``.`` and ``..``."""
+    script = "ip link add first type veth peer name second; sysctl -aN"
+    with container(isolated=True) as bare:
+        expected = set(shell(bare, script).splitlines())
+    with system_container(daemon, "box") as box:
+        found = set(shell(box, script).splitlines())
+        cpus = shell(box, "ls -a /sys/devices/system/cpu").split()
+    added = found - expected
+    assert expected - found == set()
+    assert {each for each in added if ".neigh." in each} == {
+        f"net.{family}.neigh.default.gc_thresh{number}"
+        for family in FAMILIES
+        for number in (1, 2, 3)
+    }
+    assert cpus[:2] == [".", ".."]
+
+
+ADMIN = ("--inh-caps", "-all,+net_admin", "--ambient-caps", "-all,+net_admin")
+NOT_ADMIN = ("--bounding-set", "-net_admin", "--inh-caps", "-net_admin")
+
+
+@pytest.mark.parametrize(
+    ("who", "may"),
+    [
+        ((), True),
+        (("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups"), False),
+        # As systemd-networkd is.
+        (("setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", *ADMIN), True),
+        (("setpriv", *NOT_ADMIN), False),
+        # Everything, but in a namespace that does not own the network.
+        (("unshare", "-Ur"), False),
+    ],
+    ids=["root", "user", "administrator", "root without", "root elsewhere"],
+)
+def test_who_may_write_is_who_may_administer_the_network(
+    daemon: Serving, who: tuple[str, ...], may: bool
+) -> None:
+    """Whatever the mode says (``net_ctl_permissions``)."""
+    script = f"echo 700 >{RETRANS} || echo no; stat -c %a {RETRANS}; cat {RETRANS}"
+    with container(isolated=True) as bare, system_container(daemon, "box") as box:
+        expected, found = (each.run(*who, "sh", "-c", script).split() for each in (bare, box))
+    # What stat(2) says is what the kernel goes by: it is told of more than is shown without us.
+    shown = "666" if "--ambient-caps" in who else "644"
+    assert found == [each.replace("644", shown) for each in expected]
+    assert ("no" not in found) == may
+    assert found[-1] == ("700" if may else "1000")
 
 
 def test_who_looks_from_another_network_has_the_kernels(box: Container) -> None:
