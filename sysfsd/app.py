@@ -16,6 +16,7 @@ import trio
 from sysfsd import __version__, documents, pressured, state
 from sysfsd.binds import plan
 from sysfsd.channel import device
+from sysfsd.channel.allowance import Allowance
 from sysfsd.channel.answering import answering
 from sysfsd.coherence import Coherence, Roots
 from sysfsd.containers.registry import Registry
@@ -180,6 +181,7 @@ async def serve(config: Config, *, fd_store: bool = False) -> None:
                 node_in_handle=True,
                 life=life,
                 answer=operations.answer,
+                allowance=Allowance(config.cpu_budget),
                 last_known=operations.last_known,
             )
         )

@@ -359,7 +359,7 @@ def _cover(
 
 def _uncover(root: int, view: str, devices: Collection[int], bound: FileKey | None) -> bool:
     os.fchdir(root)
-    covered = False
+    covered = refused = False
     for _ in range(_MAX_LAYERS):
         try:
             found = os.stat(view, follow_symlinks=False)
@@ -370,7 +370,15 @@ def _uncover(root: int, view: str, devices: Collection[int], bound: FileKey | No
         except OSError as error:
             if error.errno not in DEAD:  # as above
                 raise
-        syscalls.umount_at(root, view)
+        try:
+            syscalls.umount_at(root, view)
+        except OSError as error:
+            # No mount any more, if somebody else was faster.
+            if error.errno != errno.EINVAL or refused:
+                raise
+            refused = True
+        else:
+            refused = False
         covered = True
     raise _too_many(view)
 

@@ -155,13 +155,22 @@ def _open_init(pid: int) -> tuple[int, int]:
         raise Refused(f"process {pid} is not in a container: it sees the host's own files")
     # A container that shares the host's pid namespace has no init of its own: the process will do.
     shared = pid_namespace(pid) == pid_namespace("self")
-    init_pid = pid if shared else init_of_pid_namespace(pid) or pid
+    init_pid = (_init_of_child(pid) if shared else init_of_pid_namespace(pid)) or pid
     if init_pid != pid and _in_another_container(pid, init_pid):
         init_pid = pid
     init = pidfd if init_pid == pid else os.pidfd_open(init_pid)
     if not namespaces.pidfd_alive(pidfd) or not namespaces.pidfd_alive(init):
         raise InvalidRequest(f"process {pid} is gone")
     return init_pid, init
+
+
+def _init_of_child(pid: int) -> int | None:
+    """The init of the container that a process made for its child, as unshare(1) does.
+
+    It is in all of its namespaces but that of pids.
+    """
+    init = init_of_pid_namespace(pid, of_children=True)
+    return init if init is not None and _mount_namespace(init) == _mount_namespace(pid) else None
 
 
 def _in_another_container(pid: int, init: int) -> bool:

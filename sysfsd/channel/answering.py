@@ -16,6 +16,8 @@ from sysfsd.channel.standin import standing_in
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from sysfsd.channel.allowance import Allowance
+
 
 @asynccontextmanager
 async def answering(
@@ -27,6 +29,7 @@ async def answering(
     life: int = 0,
     answer: Callable[[int, memoryview, bool], bytes | None] | None = None,
     looks: int = 0,
+    allowance: Allowance | None = None,
     last_known: Callable[[bytes | bytearray], bytes | None] | None = None,
 ) -> AsyncIterator[Relay]:
     """Answer the kernel for as long as the context lasts. One at a time per process.
@@ -51,6 +54,7 @@ async def answering(
             life=life,
             answer=answer,
             looks=looks,
+            allowance=allowance,
         )
         nursery.start_soon(pyfuse3.main, 1, MAX_IN_FLIGHT + 16)
         nursery.start_soon(relay.run)

@@ -31,6 +31,8 @@ class ChannelCounters:
         """Answers that came from the last refresh, because the event loop or pyfuse3 was late."""
         self.shed = 0
         """Requests that were refused because too much waited."""
+        self.held = 0
+        """How often somebody was made to wait, so that the budget was kept (`Allowance`)."""
         self.most_in_flight = 0
 
     def of(self, opcode: int) -> OpcodeCounters:
@@ -64,5 +66,6 @@ class ChannelCounters:
             "lost_replies": self.lost_replies,
             "stood_in": self.stood_in,
             "shed": self.shed,
+            "held": self.held,
             "most_in_flight": self.most_in_flight,
         }

@@ -13,6 +13,8 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from pyfuse3 import EntryAttributes
 
 IN_HEADER = struct.Struct("=IIQQI")
@@ -45,6 +47,9 @@ _INIT_OUT_MAX_WRITE_AT = OUT_HEADER.size + 20
 
 MARK = 1 << 63
 """In the numbers of nodes of a second mount behind the same relay."""
+
+_BOUNDED = 1 << 32
+"""In the number of an owner: above any serial."""
 
 UNIQUE_MARK = 1 << 62
 """In the numbers of its requests. The bit above is the kernel's (FUSE_UNIQUE_RESEND)."""
@@ -175,9 +180,20 @@ class Request(NamedTuple):
     def owner(self) -> int:
         """Who is to wait if they ask too much: a container by its serial, else -1 and less: a uid.
 
-        The upper half of a node's number is whose it is (`filesystem.tree`).
+        The upper half of a node's number is whose it is (`filesystem.tree`). A container's own
+        processes in the second mount are somebody else (`is_bounded`).
         """
-        return (self.node & ~MARK) >> 32 or ~self.uid
+        serial = (self.node & ~MARK) >> 32
+        bounded = serial and self.node & MARK and self.uid
+        return serial | _BOUNDED if bounded else serial or ~self.uid
+
+
+def is_bounded(owner: Hashable) -> bool:
+    """Whether what an owner asks for is made each time, and counts (`channel.allowance`).
+
+    Not what the host's root asks for, who gives containers their files.
+    """
+    return isinstance(owner, int) and owner >= _BOUNDED
 
 
 class Read(NamedTuple):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Hashable, Iterator
 
+    from sysfsd.channel.allowance import Allowance
     from sysfsd.channel.counters import ChannelCounters
     from sysfsd.channel.packets import Request
 
@@ -39,6 +40,9 @@ _BATCH = 32
 
 _ANSWERS_IN_A_ROW = 4
 """Before what was asked meanwhile is read: that should not take longer than to ask."""
+
+_MOST_NS = 500_000
+"""What an answer of pyfuse3's is taken to cost at most: it may have waited, which costs nothing."""
 
 _GONE = frozenset({errno.ENODEV, errno.ECONNABORTED})
 """What reading the device says once the last mount is gone, or the connection was aborted."""
@@ -74,6 +78,8 @@ class Relay:
     turns, whoever opens and closes much would have ever more open. Whoever got data that way will
     ask for more at once: it is looked for ``looks`` times before we go to sleep, since to be woken
     on another CPU takes longer than to answer.
+
+    ``allowance`` says who has to wait in the second mount.
     """
 
     def __init__(
@@ -90,6 +96,7 @@ class Relay:
         at_once: int = AT_ONCE,
         answer: Callable[[int, memoryview, bool], bytes | None] | None = None,
         looks: int = 0,
+        allowance: Allowance | None = None,
         is_killed: Callable[[int], bool] = is_killed,
     ) -> None:
         self._device = device
@@ -107,6 +114,8 @@ class Relay:
         self._in_flight: dict[int, _InFlight] = {}
         self._at_once = at_once
         self._waiting: FairQueue[bytes] = FairQueue(at_once)
+        self._allowance = allowance
+        self._held = trio.Event()
         self._is_killed = is_killed
         self._asking = -1
         """The thread that asks us whether we are well."""
@@ -201,6 +210,7 @@ class Relay:
             nursery.start_soon(self._relay_replies)
             nursery.start_soon(self._send_when_possible)
             nursery.start_soon(self._take_turns)
+            nursery.start_soon(self._let_go)
             if self._second is not None:
                 nursery.start_soon(self._relay_second, self._second)
             await self._relay_first()
@@ -232,21 +242,45 @@ class Relay:
         packets.write_appended_at_start(packet, marked)
         self._queue(marked, packet, position)
 
-    def _answered(self, opcode: int, unique: int, packet: memoryview, its_turn: bool) -> bool:
+    def _answered(self, request: Request, packet: memoryview, its_turn: bool) -> bool:
         """Answer a request without pyfuse3, if that can be done; returns whether it was."""
         if self._shortcut is None:
             return False
         began = time.perf_counter_ns()
+        opcode = request.opcode
         if opcode == Opcode.GETATTR:  # what may take a while
             self._at_hand = bytes(packet)
         data = self._shortcut(opcode, packet, its_turn)
         self._at_hand = b""
         if data is None:
             return False
-        self._answer(bytearray(packets.success(unique, data)))
+        self._answer(bytearray(packets.success(request.unique, data)))
         self._looks_left = self._looks if data else 0
-        self.counters.answered(opcode, time.perf_counter_ns() - began, error=0)
+        elapsed = time.perf_counter_ns() - began
+        self.counters.answered(opcode, elapsed, error=0)
+        self._took(request.owner, elapsed)
         return True
+
+    def _may_go(self, owner: Hashable) -> bool:
+        if self._allowance is None or not packets.is_bounded(owner):
+            return True
+        if self._allowance.may_go(owner):
+            return True
+        self.counters.held += 1
+        return False
+
+    def _took(self, owner: Hashable, nanoseconds: int) -> None:
+        if self._allowance is not None and packets.is_bounded(owner):
+            self._allowance.took(owner, nanoseconds)
+
+    async def _let_go(self) -> None:
+        """Give those who were held their turns, window after window."""
+        while self._allowance is not None:
+            await self._held.wait()
+            self._held = trio.Event()
+            await trio.sleep(self._allowance.seconds_left())
+            self._waiting.release()
+            self._turns.set()
 
     async def _each_request(self, device: int) -> None:
         """Take what the kernel asks, until its side is gone."""
@@ -334,8 +368,9 @@ class Relay:
 
     def _queue(self, request: Request, packet: memoryview, position: int) -> None:
         """Answer a request or have it wait for its turn, unless it has that already."""
-        its_turn = position < self._at_once and not self._waiting
-        if self._answered(request.opcode, request.unique, packet, its_turn):
+        free = not self._waiting or self._waiting.is_free(request.owner)
+        its_turn = position < self._at_once and free and self._may_go(request.owner)
+        if self._answered(request, packet, its_turn):
             return
         # What is closed must be, or it would be kept for ever, and before more is opened.
         weight = 0 if request.opcode == Opcode.RELEASE else len(packet) + _PACKET_OVERHEAD
@@ -363,16 +398,20 @@ class Relay:
             if answers == _ANSWERS_IN_A_ROW:
                 self._turns.set()
                 return
-            chosen = self._waiting.pop()
+            chosen = self._waiting.pop(self._may_go)
+            if self._waiting.holds:
+                self._held.set()
             if chosen is None:
                 return
             owner, unique, packet = chosen
-            opcode = packets.parse_request(packet).opcode
-            if self._answered(opcode, unique, memoryview(packet), its_turn=True):
+            request = packets.parse_request(packet)
+            if self._answered(request, memoryview(packet), its_turn=True):
                 self._waiting.done(owner)
                 answers += 1
                 continue
-            self._in_flight[unique] = _InFlight(opcode, time.perf_counter_ns(), owner, packet)
+            self._in_flight[unique] = _InFlight(
+                request.opcode, time.perf_counter_ns(), owner, packet
+            )
             self.counters.most_in_flight = max(self.counters.most_in_flight, len(self._in_flight))
             try:
                 self._server.send(packet)
@@ -418,6 +457,7 @@ class Relay:
                 if asked is not None:
                     elapsed = time.perf_counter_ns() - asked.started_ns
                     self.counters.answered(asked.opcode, elapsed, error=reply.error)
+                    self._took(asked.owner, min(elapsed, _MOST_NS))
                     self._waiting.done(asked.owner)
                     self._pass_on()
 

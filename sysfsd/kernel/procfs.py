@@ -213,13 +213,17 @@ def pid_namespace(pid: int | str, proc: str = "/proc") -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def init_of_pid_namespace(pid: int, proc: str = "/proc") -> int | None:
+def init_of_pid_namespace(
+    pid: int, proc: str = "/proc", *, of_children: bool = False
+) -> int | None:
     """Return the init of the pid namespace of `pid`, as numbered in our own namespace.
 
+    Or of the one that its children are born into (pid_namespaces(7)), which may be another.
     None where the kernel cannot tell (before 6.11) or that init is not visible to us.
     """
     try:
-        fd = os.open(f"{proc}/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        kind = "pid_for_children" if of_children else "pid"
+        fd = os.open(f"{proc}/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:

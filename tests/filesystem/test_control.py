@@ -418,3 +418,24 @@ def test_doctor(daemon: Serving) -> None:
     states = {each["name"]: each["state"] for each in found["sysctls"]}
     assert states["vm/swappiness"] == "emulated"
     assert len(states) == len(SYSCTLS)
+
+
+def test_the_process_that_made_a_container_stands_for_it(daemon: Serving) -> None:
+    """As in ``unshare --pid --fork … &``, then ``sysfsd attach $!``."""
+    with subprocess.Popen(
+        ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "sleep", "99"]
+    ) as making:
+        children = Path(f"/proc/{making.pid}/task/{making.pid}/children")
+        try:
+            init = until(lambda: int(children.read_text() or 0), "a child")
+            until(lambda: Path(f"/proc/{init}/comm").read_text() == "sleep\n", "its program")
+            for pid in (making.pid, init):
+                done = sysfsd("attach", str(pid), control=daemon.control)
+                assert done.returncode == 0, done.stderr
+            assert [each["pid"] for each in daemon.call("list")["containers"]] == [init]
+            done = sysfsd("detach", str(making.pid), control=daemon.control)
+            assert done.returncode == 0, done.stderr
+            assert daemon.call("list")["containers"] == []
+        finally:
+            making.kill()
+            os.kill(init, 9)

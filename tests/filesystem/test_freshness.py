@@ -6,18 +6,17 @@ import os
 import subprocess
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from sysfsd.kernel.procfs import parse_cpu_list
 from tests.support.containers import container
-from tests.support.daemon import configured
+from tests.support.daemon import configured, sysfsd
 from tests.support.wait import until
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.support.containers import Container
 
 CPU = "sys/devices/system/cpu"
@@ -162,3 +161,35 @@ def test_a_small_budget_stretches_lives_under_load(tmp_path: Path) -> None:
         # Asking costs something, too: seldom enough not to.
         until(lambda: freshness()["stretch"] == 1, "short lives again", interval=0.5)
         assert (web / "proc/uptime").read_bytes()
+
+
+_SYSCTLS = """
+import os, sys
+fds = [os.open(path, os.O_RDONLY) for path in sys.argv[1:]]
+while True:
+    for fd in fds:
+        assert os.pread(fd, 100, 0)
+"""
+
+
+def test_who_reads_sysctls_all_the_time_waits_and_others_do_not(tmp_path: Path) -> None:
+    """What is exact does not get old, but is made within the budget."""
+    swappiness, maps = "/proc/sys/vm/swappiness", "/proc/sys/vm/max_map_count"
+    with (
+        configured(tmp_path, "cpu-budget = 0.05\n") as daemon,
+        container(isolated=True) as busy,
+        container(isolated=True) as other,
+    ):
+        for name, box in (("busy", busy), ("other", other)):
+            done = sysfsd("attach", "--id", name, str(box.pid), control=daemon.control)
+            assert done.returncode == 0, done.stderr
+        with busy.background(sys.executable, "-c", _SYSCTLS, swappiness, maps) as pid:
+            until(lambda: daemon.call("stats")["channel"]["held"] > 100, "some waiting")
+            for number in range(20):
+                for box in (busy, other):
+                    box.run("sh", "-c", f"echo {number} >{swappiness}")
+                    assert box.run("cat", swappiness) == f"{number}\n"
+            assert Path(f"/proc/{pid}").exists()
+        held = daemon.call("stats")["channel"]["held"]
+        other.run("cat", swappiness)
+        assert daemon.call("stats")["channel"]["held"] == held

@@ -129,3 +129,30 @@ def test_nothing_is_lost_or_doubled(steps: list[tuple[str, int]]) -> None:
                 assert queue.give_up(each) == each
                 del waiting[each]
         assert len(queue) == len(waiting)
+
+
+def test_who_is_held_is_left_out_and_comes_first_then() -> None:
+    queue: FairQueue[str] = FairQueue(4)
+    for number, owner in enumerate("abab"):
+        queue.push(owner, number, owner)
+    assert not queue.is_free("c")
+    taken = [queue.pop(lambda owner: owner == "b") for _ in range(3)]
+    assert [each and each[0] for each in taken] == ["b", "b", None]
+    assert queue.holds
+    assert (len(queue), queue.is_free("a"), queue.is_free("c")) == (2, False, True)
+    queue.push("c", 9, "c")
+    queue.release()
+    assert not queue.holds
+    assert owners(queue, 3) == "aca"
+
+
+def test_who_is_held_may_give_up() -> None:
+    queue: FairQueue[str] = FairQueue(4)
+    queue.push("a", 1, "one")
+    assert queue.pop(lambda _owner: False) is None
+    queue.push("a", 2, "two")
+    assert queue.give_up(1) == "one"
+    assert queue.give_up(2) == "two"
+    queue.release()
+    assert queue.pop() is None
+    assert queue.is_free("a")
