@@ -169,7 +169,11 @@ def _init_of_child(pid: int) -> int | None:
 
     It is in all of its namespaces but that of pids.
     """
-    init = init_of_pid_namespace(pid, of_children=True)
+    try:
+        other = pid_namespace(pid, of_children=True) != pid_namespace(pid)
+    except OSError:  # it has had no child yet
+        return None
+    init = init_of_pid_namespace(pid, of_children=True) if other else None
     return init if init is not None and _mount_namespace(init) == _mount_namespace(pid) else None
 
 

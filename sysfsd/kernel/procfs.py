@@ -207,9 +207,14 @@ def parse_ns_pids(status: str) -> tuple[int, ...]:
     return ()
 
 
-def pid_namespace(pid: int | str, proc: str = "/proc") -> tuple[int, int]:
-    """Return (st_dev, st_ino) of the pid namespace of a process; raises OSError if it is gone."""
-    status = os.stat(f"{proc}/{pid}/ns/pid")
+def pid_namespace(
+    pid: int | str, proc: str = "/proc", *, of_children: bool = False
+) -> tuple[int, int]:
+    """Return (st_dev, st_ino) of the pid namespace of a process; raises OSError if it is gone.
+
+    Or of the one that its children are born into (pid_namespaces(7)), which may be another.
+    """
+    status = os.stat(f"{proc}/{pid}/ns/{_kind(of_children)}")
     return status.st_dev, status.st_ino
 
 
@@ -218,12 +223,12 @@ def init_of_pid_namespace(
 ) -> int | None:
     """Return the init of the pid namespace of `pid`, as numbered in our own namespace.
 
-    Or of the one that its children are born into (pid_namespaces(7)), which may be another.
-    None where the kernel cannot tell (before 6.11) or that init is not visible to us.
+    None where the kernel cannot tell (before 6.11) or that init is not visible to us. For
+    ``of_children`` see `pid_namespace`.
     """
     try:
-        kind = "pid_for_children" if of_children else "pid"
-        fd = os.open(f"{proc}/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+        path = f"{proc}/{pid}/ns/{_kind(of_children)}"
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
@@ -232,3 +237,7 @@ def init_of_pid_namespace(
         return None
     finally:
         os.close(fd)
+
+
+def _kind(of_children: bool) -> str:
+    return "pid_for_children" if of_children else "pid"
