@@ -32,7 +32,7 @@ class ChannelCounters:
         self.shed = 0
         """Requests that were refused because too much waited."""
         self.held = 0
-        """How often somebody was made to wait, so that the budget was kept (`Allowance`)."""
+        """Windows in which somebody was made to wait, so that the budget was kept (`Allowance`)."""
         self.most_in_flight = 0
 
     def of(self, opcode: int) -> OpcodeCounters:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Hashable
 
 T = TypeVar("T")
 
@@ -42,7 +42,6 @@ class FairQueue(Generic[T]):
         self._owner_of: dict[int, Hashable] = {}
         self._new: deque[Hashable] = deque()
         self._old: deque[Hashable] = deque()
-        self._held: deque[Hashable] = deque()
         self._new_in_a_row = 0
         self.weight = 0
         """Of all that wait."""
@@ -50,6 +49,23 @@ class FairQueue(Generic[T]):
     def __len__(self) -> int:
         """How many wait."""
         return len(self._owner_of)
+
+    def is_idle(self) -> bool:
+        """Whether nobody waits whose turn it may be."""
+        return not (self._new or self._old)
+
+    def waits(self, owner: Hashable) -> bool:
+        """Whether anything of an owner's waits."""
+        known = self._owners.get(owner)
+        return known is not None and bool(known.waiting)
+
+    def begin(self, owner: Hashable) -> bool:
+        """Work on something of an owner's at once, until `done`; False if too much is at work."""
+        known = self._owners.setdefault(owner, _Owner())
+        if known.at_work >= self._at_once:
+            return False
+        known.at_work += 1
+        return True
 
     def push(self, owner: Hashable, number: int, request: T, weight: int = 1) -> None:
         """Have a request wait; one without weight is never `shed`, and its owner's first."""
@@ -66,27 +82,8 @@ class FairQueue(Generic[T]):
             known.queued = True
             (self._old if known.at_work else self._new).append(owner)
 
-    def is_free(self, owner: Hashable) -> bool:
-        """Whether nobody waits whose turn it may be, and nothing of this owner's."""
-        return not (self._new or self._old or owner in self._owners)
-
-    @property
-    def holds(self) -> bool:
-        """Whether somebody is left out until `release`."""
-        return bool(self._held)
-
-    def release(self) -> None:
-        """Let those who were left out have their turns again, before all others."""
-        self._new.extendleft(reversed(self._held))
-        self._held.clear()
-
-    def pop(
-        self, may_go: Callable[[Hashable], bool] = lambda _owner: True
-    ) -> tuple[Hashable, int, T] | None:
-        """Take the next one out, to work on it until `done`; None if nobody may have a turn.
-
-        Who may not go is left out until `release`.
-        """
+    def pop(self) -> tuple[Hashable, int, T] | None:
+        """Take the next one out, to work on it until `done`; None if nobody may have a turn."""
         while self._new or self._old:
             enough = self._new_in_a_row >= NEW_IN_A_ROW and self._old
             chosen = self._new if self._new and not enough else self._old
@@ -96,9 +93,6 @@ class FairQueue(Generic[T]):
             if not known.waiting:  # given up meanwhile
                 known.queued = False
                 self._tidy(owner, known)
-                continue
-            if not may_go(owner):
-                self._held.append(owner)
                 continue
             number = next(iter(known.waiting))
             request = self._take(number)

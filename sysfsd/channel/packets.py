@@ -167,6 +167,9 @@ ACCEPTED_FLAGS = (
 )
 
 
+_MADE_EACH_TIME = frozenset({Opcode.OPEN, Opcode.READ, Opcode.WRITE, Opcode.SETATTR})
+
+
 class Request(NamedTuple):
     """The header of a request."""
 
@@ -184,14 +187,14 @@ class Request(NamedTuple):
         processes in the second mount are somebody else (`is_bounded`).
         """
         serial = (self.node & ~MARK) >> 32
-        bounded = serial and self.node & MARK and self.uid
+        bounded = serial and self.node & MARK and (self.uid or self.opcode in _MADE_EACH_TIME)
         return serial | _BOUNDED if bounded else serial or ~self.uid
 
 
 def is_bounded(owner: Hashable) -> bool:
     """Whether what an owner asks for is made each time, and counts (`channel.allowance`).
 
-    Not what the host's root asks for, who gives containers their files.
+    Not what the host's root asks for to give containers their files.
     """
     return isinstance(owner, int) and owner >= _BOUNDED
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import trio
 
 from sysfsd.channel import packets
-from sysfsd.channel.fairness import FairQueue
 from sysfsd.channel.packets import Opcode
+from sysfsd.channel.turns import Turns
 from sysfsd.kernel.procfs import is_killed
 
 if TYPE_CHECKING:
@@ -40,9 +40,6 @@ _BATCH = 32
 
 _ANSWERS_IN_A_ROW = 4
 """Before what was asked meanwhile is read: that should not take longer than to ask."""
-
-_MOST_NS = 500_000
-"""What an answer of pyfuse3's is taken to cost at most: it may have waited, which costs nothing."""
 
 _GONE = frozenset({errno.ENODEV, errno.ECONNABORTED})
 """What reading the device says once the last mount is gone, or the connection was aborted."""
@@ -113,9 +110,9 @@ class Relay:
         self._max_in_flight = max_in_flight
         self._in_flight: dict[int, _InFlight] = {}
         self._at_once = at_once
-        self._waiting: FairQueue[bytes] = FairQueue(at_once)
-        self._allowance = allowance
-        self._held = trio.Event()
+        self._waiting = Turns(at_once, allowance)
+        self._closed = trio.Event()
+        """Somebody waits for the next window of the allowance."""
         self._is_killed = is_killed
         self._asking = -1
         """The thread that asks us whether we are well."""
@@ -210,7 +207,7 @@ class Relay:
             nursery.start_soon(self._relay_replies)
             nursery.start_soon(self._send_when_possible)
             nursery.start_soon(self._take_turns)
-            nursery.start_soon(self._let_go)
+            nursery.start_soon(self._await_windows)
             if self._second is not None:
                 nursery.start_soon(self._relay_second, self._second)
             await self._relay_first()
@@ -242,10 +239,10 @@ class Relay:
         packets.write_appended_at_start(packet, marked)
         self._queue(marked, packet, position)
 
-    def _answered(self, request: Request, packet: memoryview, its_turn: bool) -> bool:
-        """Answer a request without pyfuse3, if that can be done; returns whether it was."""
+    def _answered(self, request: Request, packet: memoryview, its_turn: bool) -> int | None:
+        """Answer a request without pyfuse3, if that can be done; returns the ns that it took."""
         if self._shortcut is None:
-            return False
+            return None
         began = time.perf_counter_ns()
         opcode = request.opcode
         if opcode == Opcode.GETATTR:  # what may take a while
@@ -253,33 +250,20 @@ class Relay:
         data = self._shortcut(opcode, packet, its_turn)
         self._at_hand = b""
         if data is None:
-            return False
+            return None
         self._answer(bytearray(packets.success(request.unique, data)))
         self._looks_left = self._looks if data else 0
         elapsed = time.perf_counter_ns() - began
         self.counters.answered(opcode, elapsed, error=0)
-        self._took(request.owner, elapsed)
-        return True
+        return elapsed
 
-    def _may_go(self, owner: Hashable) -> bool:
-        if self._allowance is None or not packets.is_bounded(owner):
-            return True
-        if self._allowance.may_go(owner):
-            return True
-        self.counters.held += 1
-        return False
-
-    def _took(self, owner: Hashable, nanoseconds: int) -> None:
-        if self._allowance is not None and packets.is_bounded(owner):
-            self._allowance.took(owner, nanoseconds)
-
-    async def _let_go(self) -> None:
-        """Give those who were held their turns, window after window."""
-        while self._allowance is not None:
-            await self._held.wait()
-            self._held = trio.Event()
-            await trio.sleep(self._allowance.seconds_left())
-            self._waiting.release()
+    async def _await_windows(self) -> None:
+        """Let those have their turns in the next window who are left in this one."""
+        while True:
+            await self._closed.wait()
+            self.counters.held += 1
+            await trio.sleep(self._waiting.seconds_left())
+            self._closed = trio.Event()
             self._turns.set()
 
     async def _each_request(self, device: int) -> None:
@@ -368,17 +352,19 @@ class Relay:
 
     def _queue(self, request: Request, packet: memoryview, position: int) -> None:
         """Answer a request or have it wait for its turn, unless it has that already."""
-        free = not self._waiting or self._waiting.is_free(request.owner)
-        its_turn = position < self._at_once and free and self._may_go(request.owner)
-        if self._answered(request, packet, its_turn):
+        its_turn = self._waiting.is_next(request.owner, early=position < self._at_once)
+        elapsed = self._answered(request, packet, its_turn)
+        if elapsed is not None:
+            self._waiting.took(request.owner, elapsed)
+            return
+        can_go = self._unsent is None and len(self._in_flight) < self._max_in_flight
+        if its_turn and can_go and self._waiting.begin(request.owner):
+            self._hand_over(request, bytes(packet))
             return
         # What is closed must be, or it would be kept for ever, and before more is opened.
         weight = 0 if request.opcode == Opcode.RELEASE else len(packet) + _PACKET_OVERHEAD
         self._waiting.push(request.owner, request.unique, bytes(packet), weight)
-        if its_turn:
-            self._pass_on()
-        else:
-            self._turns.set()
+        (self._closed if self._waiting.waits_for_window else self._turns).set()
         while self._waiting.weight > MAX_WAITING_BYTES:
             for unique, _ in self._waiting.shed(_SHED_AT_ONCE):
                 self.counters.shed += 1
@@ -398,26 +384,30 @@ class Relay:
             if answers == _ANSWERS_IN_A_ROW:
                 self._turns.set()
                 return
-            chosen = self._waiting.pop(self._may_go)
-            if self._waiting.holds:
-                self._held.set()
+            chosen = self._waiting.pop()
             if chosen is None:
+                if self._waiting.left:  # whatever the time is by now
+                    self._closed.set()
                 return
-            owner, unique, packet = chosen
+            owner, _, packet = chosen
             request = packets.parse_request(packet)
-            if self._answered(request, memoryview(packet), its_turn=True):
-                self._waiting.done(owner)
+            elapsed = self._answered(request, memoryview(packet), its_turn=True)
+            if elapsed is None:
+                self._hand_over(request, packet)
+            else:
+                self._waiting.done(owner, elapsed)
                 answers += 1
-                continue
-            self._in_flight[unique] = _InFlight(
-                request.opcode, time.perf_counter_ns(), owner, packet
-            )
-            self.counters.most_in_flight = max(self.counters.most_in_flight, len(self._in_flight))
-            try:
-                self._server.send(packet)
-            except BlockingIOError:
-                self._unsent = packet
-                self._stuck.set()
+
+    def _hand_over(self, request: Request, packet: bytes) -> None:
+        """Have pyfuse3 answer."""
+        now = time.perf_counter_ns()
+        self._in_flight[request.unique] = _InFlight(request.opcode, now, request.owner, packet)
+        self.counters.most_in_flight = max(self.counters.most_in_flight, len(self._in_flight))
+        try:
+            self._server.send(packet)
+        except BlockingIOError:
+            self._unsent = packet
+            self._stuck.set()
 
     async def _send_when_possible(self) -> None:
         while True:
@@ -457,7 +447,6 @@ class Relay:
                 if asked is not None:
                     elapsed = time.perf_counter_ns() - asked.started_ns
                     self.counters.answered(asked.opcode, elapsed, error=reply.error)
-                    self._took(asked.owner, min(elapsed, _MOST_NS))
                     self._waiting.done(asked.owner)
                     self._pass_on()
 

@@ -131,28 +131,20 @@ def test_nothing_is_lost_or_doubled(steps: list[tuple[str, int]]) -> None:
         assert len(queue) == len(waiting)
 
 
-def test_who_is_held_is_left_out_and_comes_first_then() -> None:
-    queue: FairQueue[str] = FairQueue(4)
-    for number, owner in enumerate("abab"):
-        queue.push(owner, number, owner)
-    assert not queue.is_free("c")
-    taken = [queue.pop(lambda owner: owner == "b") for _ in range(3)]
-    assert [each and each[0] for each in taken] == ["b", "b", None]
-    assert queue.holds
-    assert (len(queue), queue.is_free("a"), queue.is_free("c")) == (2, False, True)
-    queue.push("c", 9, "c")
-    queue.release()
-    assert not queue.holds
-    assert owners(queue, 3) == "aca"
-
-
-def test_who_is_held_may_give_up() -> None:
-    queue: FairQueue[str] = FairQueue(4)
+def test_work_that_did_not_wait_counts_as_well() -> None:
+    queue: FairQueue[str] = FairQueue(2)
+    assert queue.is_idle()
+    assert queue.begin("a")
+    assert queue.begin("a")
+    assert not queue.begin("a")
     queue.push("a", 1, "one")
-    assert queue.pop(lambda _owner: False) is None
-    queue.push("a", 2, "two")
-    assert queue.give_up(1) == "one"
-    assert queue.give_up(2) == "two"
-    queue.release()
+    assert queue.waits("a")
+    assert not queue.waits("b")
     assert queue.pop() is None
-    assert queue.is_free("a")
+    queue.done("a")
+    assert not queue.is_idle()
+    assert queue.pop() == ("a", 1, "one")
+    for _ in range(2):
+        queue.done("a")
+    assert not queue.waits("a")
+    assert queue.is_idle()
