@@ -93,6 +93,7 @@ class HolderStore:
         self._path = os.path.join(private, "holder")
         self._state_dir = state_dir
         self._child: int | None = None
+        self._left = False
         self._kept: dict[str, int] = {}
         """What it has of us: those who have them close them."""
         self._socket, self._taken = self._open()
@@ -121,6 +122,8 @@ class HolderStore:
         try:
             self._socket.send(_ALIVE)
         except ConnectionError:
+            if self._left:  # and it has gone since, while a thread was on its way here
+                return
             self._socket.close()
             self._socket, theirs = self._open()
             for fd in theirs.values():  # it was not gone, and has all that we have
@@ -131,6 +134,7 @@ class HolderStore:
 
     def leave(self) -> None:
         """See `Store`."""
+        self._left = True
         self._say({"leave": True})
 
     def close(self) -> None:

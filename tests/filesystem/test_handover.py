@@ -83,6 +83,20 @@ def test_what_one_kept_the_next_takes(place: Path) -> None:
     os.close(reading)
 
 
+def test_one_that_was_let_go_is_not_replaced(place: Path) -> None:
+    """Who says that all is well meanwhile, in a thread, may come too late."""
+    reading, writing = os.pipe()
+    store = store_of(place)
+    store.keep("pipe", writing)
+    store.leave()
+    until(lambda: ended(place), "the end of the holder")
+    os.close(writing)
+    store.alive()
+    assert holders(place) == []
+    store.close()
+    os.close(reading)
+
+
 def test_another_of_the_same_name_takes_its_place(place: Path) -> None:
     ends = [os.pipe(), os.pipe()]
     store = store_of(place)
