@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.attached import attach, system_container
 from tests.support.containers import container
 from tests.support.daemon import serving, sysfsd
 
@@ -23,18 +23,6 @@ if TYPE_CHECKING:
 CORE = "/proc/sys/net/core"
 QDISC, BACKLOG = f"{CORE}/default_qdisc", f"{CORE}/netdev_max_backlog"
 SOMAXCONN = f"{CORE}/somaxconn"
-
-
-def attach(daemon: Serving, name: str, box: Container) -> None:
-    done = sysfsd("attach", "--id", name, str(box.pid), control=daemon.control)
-    assert done.returncode == 0, done.stderr
-
-
-@contextmanager
-def system_container(daemon: Serving, name: str) -> Iterator[Container]:
-    with container(isolated=True) as box:
-        attach(daemon, name, box)
-        yield box
 
 
 @pytest.fixture

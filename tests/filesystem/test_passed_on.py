@@ -7,12 +7,12 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.attached import attach, system_container
 from tests.support.containers import container
 from tests.support.daemon import serving, sysfsd
 
@@ -27,18 +27,6 @@ FAMILIES = ("ipv4", "ipv6")
 MODPROBE = Path("/proc/sys/kernel/modprobe")
 THRESHOLD = f"{NEIGH}/default/gc_thresh3"
 RETRANS = f"{NEIGH}/lo/retrans_time_ms"
-
-
-def attach(daemon: Serving, name: str, box: Container) -> None:
-    done = sysfsd("attach", "--id", name, str(box.pid), control=daemon.control)
-    assert done.returncode == 0, done.stderr
-
-
-@contextmanager
-def system_container(daemon: Serving, name: str) -> Iterator[Container]:
-    with container(isolated=True) as box:
-        attach(daemon, name, box)
-        yield box
 
 
 @pytest.fixture
@@ -301,12 +289,7 @@ def test_a_restart_is_not_noticed(tmp_path: Path, number: int) -> None:
                 assert mounts(box) == []
                 assert shell(box, f"cat {RETRANS}") == "500\n"
                 return
-            holding = subprocess.Popen(
-                [*box.enter(), sys.executable, "-I", "-S", "-c", script],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
+            holding = box.started(sys.executable, "-I", "-S", "-c", script)
             assert holding.stdout is not None
             assert holding.stdout.readline() == "b'500\\n'\n"
             daemon.kill()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.attached import attach
 from tests.support.containers import UID_BASE, container
 from tests.support.daemon import sysfsd
 
@@ -58,11 +59,6 @@ def box(daemon: Serving) -> Iterator[Container]:
     with container(isolated=True) as running:
         attach(daemon, "box", running)
         yield running
-
-
-def attach(daemon: Serving, name: str, box: Container) -> None:
-    done = sysfsd("attach", "--id", name, str(box.pid), control=daemon.control)
-    assert done.returncode == 0, done.stderr
 
 
 def test_what_the_kernel_takes_or_refuses_it_does_here(box: Container) -> None:

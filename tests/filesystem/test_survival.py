@@ -612,12 +612,7 @@ def test_an_upgrade_whose_tree_grew(tmp_path: Path) -> None:
             attached(daemon, box, "web")
             before = covered(box)
             assert "/proc/stat" not in before
-            held = subprocess.Popen(
-                [*box.enter(), "sh", "-c", "exec 4</proc/uptime; echo; read go; cat <&4"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
+            held = box.started("sh", "-c", "exec 4</proc/uptime; echo; read go; cat <&4")
             assert held.stdout is not None
             assert held.stdout.readline() == "\n"
             daemon.kill()
@@ -636,12 +631,7 @@ def test_held_files_of_sysctls_go_on(tmp_path: Path) -> None:
     with container(isolated=True) as box:
         with serving(tmp_path) as daemon:
             attached(daemon, box, "web")
-            held = subprocess.Popen(
-                [*box.enter(), "sh", "-c", script],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
+            held = box.started("sh", "-c", script)
             assert held.stdout is not None
             assert held.stdout.readline() == "\n"
             daemon.kill()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.filesystem.test_sysctls import system_container
+from tests.support.attached import system_container
 from tests.support.wait import patient
 
 if TYPE_CHECKING:

@@ -7,13 +7,14 @@ import os
 import stat
 import subprocess
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from sysfsd.sysctls.table import SYSCTLS
+from tests.support.attached import attach, system_container
 from tests.support.containers import container
 from tests.support.daemon import serving, sysfsd
 from tests.support.views import SYSCTL_POINTS
@@ -29,18 +30,6 @@ if TYPE_CHECKING:
 SWAPPINESS = "/proc/sys/vm/swappiness"
 PRINTK = "/proc/sys/kernel/printk"
 HOSTNAME = "/proc/sys/kernel/hostname"
-
-
-@contextmanager
-def system_container(daemon: Serving, name: str) -> Iterator[Container]:
-    with container(isolated=True) as box:
-        attach(daemon, name, box)
-        yield box
-
-
-def attach(daemon: Serving, name: str, box: Container) -> None:
-    done = sysfsd("attach", "--id", name, str(box.pid), control=daemon.control)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture

@@ -87,6 +87,12 @@ class Container:
         (path,) = [cgroup / name for cgroup in self.cgroups if (cgroup / name).exists()]
         path.write_text(value)
 
+    def started(self, *command: str) -> subprocess.Popen[str]:
+        """Begin with a command inside that is talked to; it ends with the container."""
+        return subprocess.Popen(
+            [*self.enter(), *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
     @contextmanager
     def background(self, *command: str) -> Iterator[int]:
         """Run a command in its namespaces and its cgroups meanwhile; gives its pid, ours."""
