@@ -48,9 +48,6 @@ _INIT_OUT_MAX_WRITE_AT = OUT_HEADER.size + 20
 MARK = 1 << 63
 """In the numbers of nodes of a second mount behind the same relay."""
 
-_BOUNDED = 1 << 32
-"""In the number of an owner: above any serial."""
-
 UNIQUE_MARK = 1 << 62
 """In the numbers of its requests. The bit above is the kernel's (FUSE_UNIQUE_RESEND)."""
 
@@ -166,6 +163,9 @@ ACCEPTED_FLAGS = (
     | _NO_OPENDIR_SUPPORT
 )
 
+
+_BOUNDED = 1 << 32
+"""In the number of an owner: above any serial."""
 
 _MADE_EACH_TIME = frozenset({Opcode.OPEN, Opcode.READ, Opcode.WRITE, Opcode.SETATTR})
 

@@ -52,13 +52,14 @@ class Turns:
 
         Not ``early`` it is one of many who ask, who should all have had a look in before.
         """
-        if self._allowance is None or not is_bounded(owner):
+        allowance = self._allowance_of(owner)
+        if allowance is None:
             idle = not self._free or (self._free.is_idle() and not self._free.waits(owner))
             return early and idle
         if self._bounded.waits(owner):
             return False
         now = early and self._bounded.is_idle() and self._is_open()
-        return now or self._allowance.exempts(owner)
+        return now or allowance.exempts(owner)
 
     def push(self, owner: Hashable, number: int, request: bytes, weight: int) -> None:
         """Have a request wait."""
@@ -68,7 +69,9 @@ class Turns:
         """Work on something at once, until `done`, that does not wait; False if it must."""
         if not self._of(owner).begin(owner):
             return False
-        self._begin(owner)
+        allowance = self._allowance_of(owner)
+        if allowance is not None:
+            allowance.begin()
         return True
 
     def pop(self) -> tuple[Hashable, int, bytes] | None:
@@ -82,22 +85,25 @@ class Turns:
         for queue in queues:
             chosen = queue.pop()
             if chosen is not None:
-                self._begin(chosen[0])
-                if self._allowance is not None and queue is self._bounded:
-                    self._allowance.waited(chosen[0])
+                allowance = self._allowance_of(chosen[0])
+                if allowance is not None:
+                    allowance.begin()
+                    allowance.waited(chosen[0])
                 return chosen
         return None
 
     def done(self, owner: Hashable, nanoseconds: int | None = None) -> None:
         """Say that a request is answered: at once, and what that took, or else later."""
         self._of(owner).done(owner)
-        if self._allowance is not None and is_bounded(owner):
-            self._allowance.end(owner, nanoseconds)
+        allowance = self._allowance_of(owner)
+        if allowance is not None:
+            allowance.end(owner, nanoseconds)
 
     def took(self, owner: Hashable, nanoseconds: int) -> None:
         """Say what it took to answer a request at once that was `is_next`."""
-        if self._allowance is not None and is_bounded(owner):
-            self._allowance.took(owner, nanoseconds)
+        allowance = self._allowance_of(owner)
+        if allowance is not None:
+            allowance.took(owner, nanoseconds)
 
     def seconds_left(self) -> float:
         """Until the next window."""
@@ -124,9 +130,8 @@ class Turns:
     def _of(self, owner: Hashable) -> FairQueue[bytes]:
         return self._bounded if is_bounded(owner) else self._free
 
-    def _begin(self, owner: Hashable) -> None:
-        if self._allowance is not None and is_bounded(owner):
-            self._allowance.begin()
+    def _allowance_of(self, owner: Hashable) -> Allowance | None:
+        return self._allowance if is_bounded(owner) else None
 
     def _is_open(self) -> bool:
         return self._allowance is None or self._allowance.is_open()

@@ -20,6 +20,9 @@ class Owner(NamedTuple):
 
 HOST_ROOT = Owner(0, 0)
 
+EXACT_BYTES = 4096
+"""The size of an exact file, like most of sysfs: what it has is known when it is read."""
+
 _LEAST_BLOCK = 4096
 _LARGEST_BLOCK = 128 << 10
 """As much as one READ of ours answers."""
@@ -46,18 +49,26 @@ FIRST = (b".", b"..")
 """What any listing of a directory begins with."""
 
 
-def begin_listing(inode: int, start: int, token: pyfuse3.ReaddirToken) -> bool:
-    """List the `FIRST`, but for those before ``start``; returns whether there is room for more.
+def begin_listing(inode: int, start: int, token: pyfuse3.ReaddirToken) -> int | None:
+    """List the `FIRST`, but for those before ``start``; returns which of its own comes next.
+
+    Its own follow those, so that the one at ``index`` has the position ``after(index)``. None if
+    there is no more room.
 
     Programs pass over them, and some over the first two names, whatever they are (procps' sysctl).
     The kernel takes nothing from these entries but that they are directories
     (``fuse_direntplus_link``).
     """
     entry = directory(inode, mode=0o555, changed_ns=0)
-    return all(
-        pyfuse3.readdir_reply(token, name, entry, position)
-        for position, name in enumerate(FIRST[start:], start + 1)
-    )
+    for position, name in enumerate(FIRST[start:], start + 1):
+        if not pyfuse3.readdir_reply(token, name, entry, position):
+            return None
+    return max(start - len(FIRST), 0)
+
+
+def after(index: int) -> int:
+    """Where a listing goes on after the directory's own entry of that index."""
+    return len(FIRST) + index + 1
 
 
 def file(

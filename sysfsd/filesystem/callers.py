@@ -196,12 +196,10 @@ class CallersOperations(Operations):
         children = self._listings.get(fh)
         if children is None:
             raise pyfuse3.FUSEError(errno.EBADF)
-        if not attributes.begin_listing(ROOT_INODE, start_id, token):
+        begin = attributes.begin_listing(ROOT_INODE, start_id, token)
+        if begin is None:
             return
-        begin = max(start_id - len(attributes.FIRST), 0)
-        for position, (name, number) in enumerate(
-            children[begin:], begin + len(attributes.FIRST) + 1
-        ):
+        for position, (name, number) in enumerate(children[begin:], attributes.after(begin)):
             inode = inode_of(MOUNT_SERIAL, number)
             node = self._node(inode)
             if node.link is not None:

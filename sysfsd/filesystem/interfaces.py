@@ -45,9 +45,6 @@ _THREADS = 2
 _MAX_LISTED = 64
 """So many listings are gone on with at a time; of more, the oldest are made anew."""
 
-_SIZE_BYTES = 4096
-"""As of other exact files; more than any of these has."""
-
 
 class _Place(NamedTuple):
     """What a number says."""
@@ -117,7 +114,8 @@ class PassedOn:
         if self.is_top(number) or _place(number).file == 0:
             return attributes.directory(inode, mode=0o555, owner=owner, changed_ns=now, links=1)
         mode = 0o666 if writable else 0o644
-        return attributes.file(inode, size=_SIZE_BYTES, mode=mode, owner=owner, changed_ns=now)
+        size = attributes.EXACT_BYTES
+        return attributes.file(inode, size=size, mode=mode, owner=owner, changed_ns=now)
 
     async def child(self, record: ContainerRecord, number: int, name: bytes) -> int:
         """The number of what has a name in a directory; raises ``NoSuchView``, ``OSError``."""

@@ -58,10 +58,6 @@ MAX_OPEN_OF_CONTAINER = 1 << 10
 """Exact files that are open at once, by its root and by all others; some 200 bytes each."""
 
 
-EXACT_BYTES = 4096
-"""The size of an exact file, like most of sysfs: what it has is known when it is read."""
-
-
 _LISTED_AT_ONCE = 1024
 """More than there is room for in an answer."""
 
@@ -210,18 +206,18 @@ class PinnedOperations(Operations):
         return self._attributes(await self._child(parent_inode, name))
 
     async def _child(self, parent: int, name: bytes) -> int:
-        serial, number = parts_of(parent)
+        record, number = self._located(parent)
         if not self._is_passed_on(parent):
-            record, node = self._resolve(parent)
+            _, node = self._resolve(parent)
             try:
                 child = self._tree.child(node, name, self._members_of(record))
             except NoSuchView:
                 if not self._is_top(parent):
                     raise
             else:
-                return parent & EXACT | inode_of(serial, child)
-        child = await self._passed_on.child(self._record(serial), number, name)
-        return EXACT | inode_of(serial, child)
+                return parent & EXACT | inode_of(record.serial, child)
+        child = await self._passed_on.child(record, number, name)
+        return EXACT | inode_of(record.serial, child)
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """Answer attributes; for a file this is where it is refreshed."""
@@ -243,7 +239,8 @@ class PinnedOperations(Operations):
         return pyfuse3.FileInfo(fh=handle, direct_io=True)
 
     def _open(self, inode: int, flags: int, pid: int, uid: int) -> int:
-        record, elsewhere = self._record(parts_of(inode).serial), None
+        record, _ = self._located(inode)
+        elsewhere = None
         writing, may_write = flags & os.O_ACCMODE != os.O_RDONLY, True
         if self._is_passed_on(inode):
             may_write = not writing or self._sysctls.may_administer(record, pid)
@@ -277,8 +274,7 @@ class PinnedOperations(Operations):
         if fh & EXACT:
             opened = self._opened_by(fh)
             if self._is_passed_on(opened.inode) and (opened.data is None or off == 0):
-                serial, number = parts_of(opened.inode)
-                opened.data = await self._passed_on.read(self._record(serial), number)
+                opened.data = await self._passed_on.read(*self._located(opened.inode))
                 return opened.data[off : off + size]
             return self._read_exact(packets.Read(fh, off, size))
         record, node = self._resolve(fh)
@@ -296,8 +292,7 @@ class PinnedOperations(Operations):
         """
         opened = self._opened_by(fh) if fh & EXACT else None
         if opened is not None and self._is_passed_on(opened.inode):
-            serial, number = parts_of(opened.inode)
-            return await self._passed_on.write(self._record(serial), number, buf, off)
+            return await self._passed_on.write(*self._located(opened.inode), buf, off)
         record, node = self._resolve(fh if opened is None else opened.inode)
         if opened is None or node.sysctl is None:
             raise pyfuse3.FUSEError(errno.EACCES)
@@ -332,22 +327,20 @@ class PinnedOperations(Operations):
 
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """List a directory, again by inode."""
-        if not attributes.begin_listing(fh, start_id, token):
+        begin = attributes.begin_listing(fh, start_id, token)
+        if begin is None:
             return
-        begin = max(start_id - len(attributes.FIRST), 0)
         found = [(name, fh & EXACT | inode) for name, inode in self._children(fh)]
         entries = found[begin : begin + _LISTED_AT_ONCE]
         if self._is_top(fh) or self._is_passed_on(fh):
-            serial, number = parts_of(fh)
-            passed_on = await self._passed_on.children(
-                self._record(serial), number, anew=start_id == 0
-            )
-            after = max(begin - len(found), 0)
+            record, number = self._located(fh)
+            passed_on = await self._passed_on.children(record, number, anew=start_id == 0)
+            skipped = max(begin - len(found), 0)
             entries += [
-                (name, EXACT | inode_of(serial, child))
-                for name, child in passed_on[after : after + _LISTED_AT_ONCE]
+                (name, EXACT | inode_of(record.serial, child))
+                for name, child in passed_on[skipped : skipped + _LISTED_AT_ONCE]
             ]
-        for position, (name, inode) in enumerate(entries, begin + len(attributes.FIRST) + 1):
+        for position, (name, inode) in enumerate(entries, attributes.after(begin)):
             try:
                 entry = self._attributes(inode)
             except (NoSuchContainer, NoSuchView):  # gone since the list was made
@@ -405,15 +398,16 @@ class PinnedOperations(Operations):
         """Whether it is such a directory: what the tree has not in it may be the kernel's."""
         return bool(inode & EXACT) and self._passed_on.is_top(parts_of(inode).node)
 
-    def _record(self, serial: int) -> ContainerRecord:
+    def _located(self, inode: int) -> tuple[ContainerRecord, int]:
+        """Whose it is, and its number, whether or not that is a node's."""
+        serial, number = parts_of(inode)
         record = self._registry.by_serial(serial)
         if record is None:
             raise NoSuchContainer("the container is gone")
-        return record
+        return record, number
 
     def _resolve(self, inode: int) -> tuple[ContainerRecord, Node]:
-        serial, number = parts_of(inode)
-        record = self._record(serial)
+        record, number = self._located(inode)
         node = self._tree.node(number)
         if node is None:
             raise NoSuchView("no such node")
@@ -423,8 +417,7 @@ class PinnedOperations(Operations):
         if parts_of(inode).serial == MOUNT_SERIAL:
             return self._mount_attributes(inode)
         if self._is_top(inode) or self._is_passed_on(inode):
-            serial, number = parts_of(inode)
-            record = self._record(serial)
+            record, number = self._located(inode)
             owner = Owner(record.uid_base, record.gid_base)
             # By what we say here, the kernel lets open(2) through.
             writable = uid != owner.uid and self._sysctls.may_administer(record, thread)
@@ -466,7 +459,7 @@ class PinnedOperations(Operations):
             return attributes.file(
                 inode,
                 # Of no use but to sendfile(2), which gives up at the end: more than there ever is.
-                size=EXACT_BYTES,
+                size=attributes.EXACT_BYTES,
                 mode=node.sysctl.mode,
                 owner=owner,
                 changed_ns=record.registered_ns,

@@ -159,10 +159,10 @@ class PressureOperations(Operations):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """List the directory. Sizes are not known here: this request does not say who asks."""
         files = list(self._inodes.items())
-        if not attributes.begin_listing(fh, start_id, token):
+        begin = attributes.begin_listing(fh, start_id, token)
+        if begin is None:
             return
-        begin = max(start_id - len(attributes.FIRST), 0)
-        for position, (name, inode) in enumerate(files[begin:], begin + len(attributes.FIRST) + 1):
+        for position, (name, inode) in enumerate(files[begin:], attributes.after(begin)):
             if not pyfuse3.readdir_reply(token, name.encode(), self._file(inode, 0), position):
                 break
 

@@ -41,7 +41,7 @@ INTERVAL_SECONDS = 0.5
 """A changed quota or cpuset is followed within a second."""
 
 SETTLE_SECONDS = 1.0
-"""A container that starts waits so long for its pin (the hook has 1.8 s), and starts without it."""
+"""A container that starts waits so long for its pin (the hook has 5 s), and starts without it."""
 
 GRACE_SECONDS = 10.0
 """A predecessor's containers have so long to be registered again before they are let go."""

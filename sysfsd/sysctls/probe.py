@@ -65,8 +65,6 @@ PASSED_ON = ("proc/sys/net/ipv4/neigh", "proc/sys/net/ipv6/neigh")
 the host's network has: they are ours, and all else in them is the kernel's as before
 (`filesystem.interfaces`)."""
 
-_DEFAULT = "/default"
-
 
 def probe(paths: Iterable[str]) -> dict[str, State]:
     """Find out about files, as absolute paths without the leading slash.
@@ -117,8 +115,8 @@ def _with_host(path: str, found: Mapping[str, State]) -> State:
 
 def passed_on(path: str) -> str | None:
     """Return the directory of `PASSED_ON` in which a file is to be added; else None."""
-    directory = os.path.dirname(path).removesuffix(_DEFAULT)
-    return directory if directory in PASSED_ON and f"{directory}{_DEFAULT}/" in path else None
+    directory, name = os.path.split(os.path.dirname(path))
+    return directory if name == "default" and directory in PASSED_ON else None
 
 
 def fate(node: Sysctl, states: Mapping[str, State]) -> State:
