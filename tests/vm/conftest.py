@@ -66,6 +66,17 @@ def load_image(name: str) -> None:
 
 
 @pytest.fixture
+def parent() -> Iterator[str]:
+    """A slice to have containers in, for a test that asks for it before ``start``.
+
+    Then it ends after them: systemd would wait 90 s for a container's init to heed SIGTERM.
+    """
+    name = "sysfsdvm.slice"
+    yield name
+    command("systemctl", "stop", name)
+
+
+@pytest.fixture
 def start(docker: Docker) -> Iterator[Start]:
     """Start containers that end with the test."""
     with ExitStack() as stack:

@@ -113,10 +113,8 @@ def test_changing_quotas_never_move_a_counter_back(start: Start) -> None:
         assert before.idle <= after.idle
 
 
-def test_a_cpuset_changes_while_it_runs(start: Start, request: pytest.FixtureRequest) -> None:
-    slice_ = "sysfsdvm.slice"
-    request.addfinalizer(lambda: command("systemctl", "stop", slice_))
-    box = start("--cpuset-cpus=1-3", f"--cgroup-parent={slice_}", command=BURN)
+def test_a_cpuset_changes_while_it_runs(parent: str, start: Start) -> None:
+    box = start("--cpuset-cpus=1-3", f"--cgroup-parent={parent}", command=BURN)
     last = box.cpu_lines()["cpu"]
 
     def shows(count: int) -> None:
@@ -135,10 +133,10 @@ def test_a_cpuset_changes_while_it_runs(start: Start, request: pytest.FixtureReq
     box.docker("update", "--cpuset-cpus=0-3", box.name)
     shows(4)
     # What it asks for is not what it gets: an ancestor has less.
-    command("systemctl", "set-property", "--runtime", slice_, "AllowedCPUs=2-3")
+    command("systemctl", "set-property", "--runtime", parent, "AllowedCPUs=2-3")
     until(lambda: _effective(box) == "2-3", "systemd's cpuset")
     shows(2)
-    command("systemctl", "set-property", "--runtime", slice_, "AllowedCPUs=0-3")
+    command("systemctl", "set-property", "--runtime", parent, "AllowedCPUs=0-3")
     shows(4)
 
 

@@ -11,8 +11,6 @@ from tests.vm.box import CGROUPS
 from tests.vm.conftest import command
 
 if TYPE_CHECKING:
-    import pytest
-
     from tests.vm.box import Box
     from tests.vm.conftest import Start
 
@@ -68,15 +66,13 @@ def test_a_changed_limit_shows(start: Start) -> None:
     until(lambda: box.meminfo()["MemTotal"] == 200 * MIB, "the new limit")
 
 
-def test_the_smallest_limit_above_counts(start: Start, request: pytest.FixtureRequest) -> None:
-    slice_ = "sysfsdvm.slice"
-    request.addfinalizer(lambda: command("systemctl", "stop", slice_))
-    box = start("--memory=256m", "--memory-swap=256m", f"--cgroup-parent={slice_}")
-    assert box.cgroup.parent == CGROUPS / slice_
+def test_the_smallest_limit_above_counts(parent: str, start: Start) -> None:
+    box = start("--memory=256m", "--memory-swap=256m", f"--cgroup-parent={parent}")
+    assert box.cgroup.parent == CGROUPS / parent
     assert box.meminfo()["MemTotal"] == 256 * MIB
-    command("systemctl", "set-property", "--runtime", slice_, "MemoryMax=128M")
+    command("systemctl", "set-property", "--runtime", parent, "MemoryMax=128M")
     until(lambda: box.meminfo()["MemTotal"] == 128 * MIB, "the slice's limit")
-    command("systemctl", "set-property", "--runtime", slice_, "MemoryMax=infinity")
+    command("systemctl", "set-property", "--runtime", parent, "MemoryMax=infinity")
     until(lambda: box.meminfo()["MemTotal"] == 256 * MIB, "its own limit again")
 
 
