@@ -16,7 +16,7 @@ import pytest
 from tests.engine.conftest import save
 from tests.engine.throwaway import Daemon, Throwaway, serving
 from tests.support.wait import until
-from tests.support.workers import Worker, reader, writer
+from tests.support.workers import Worker, reader, stop, writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,10 +92,7 @@ def test_killed_while_engines_run_inside(
             lambda: time.monotonic() > end or not all(worker.alive() for worker in workers)
         )
         daemon = stack.enter_context(serving(own.other, config=own.daemon.config.read_text()))
-        done, longest = 0, 0.0
-        for worker in workers:
-            count, slowest = worker.stop()
-            done, longest = done + count, max(longest, slowest)
+        done, longest = stop(workers)
         print(f"{killed.kills} kills, {done} reads and writes, the longest took {longest:.3f} s")
         (tmp_path / "in").write_text("in")
         for name in names:

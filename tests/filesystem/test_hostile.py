@@ -78,7 +78,7 @@ def unnoticed(daemon: Serving, request: pytest.FixtureRequest) -> Iterator[Worke
         attach(daemon, box, "neighbour")
         with workers.worker(box.pid, _NEIGHBOUR, [str(MEMORY >> 10)]) as neighbour:
             yield neighbour
-            count, slowest = neighbour.stop()
+            count, slowest = workers.stop([neighbour])
         load = os.getloadavg()[0]
         print(
             f"\n{request.node.name}: {count} reads of a neighbour's, p99 {slowest * 1000:.1f} ms, "

@@ -25,7 +25,7 @@ from sysfsd.handover import holder
 from tests.support.containers import container
 from tests.support.daemon import serving, sysfsd
 from tests.support.wait import patient, until
-from tests.support.workers import reader, writer
+from tests.support.workers import reader, stop, writer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,7 +73,7 @@ def boxes(count: int) -> Iterator[list[Container]]:
 
 def test_killed_again_and_again(tmp_path: Path) -> None:
     """Readers of every file and writers of sysctls notice nothing; nor do those that attach."""
-    ends, longest, done = 0, 0.0, 0
+    ends = 0
     with boxes(CONTAINERS) as running, ExitStack() as stack:
         with serving(tmp_path) as daemon:
             for at, box in enumerate(running):
@@ -91,10 +91,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
                 kill_after(daemon, random.uniform(0, 1.5))
                 ends += 1
         last = stack.enter_context(serving(tmp_path))
-        for worker in workers:
-            count, slowest = worker.stop()
-            assert count > 0
-            done, longest = done + count, max(longest, slowest)
+        done, longest = stop(workers)
         for at, box in enumerate(running):
             assert box.run("head", "-1", "/proc/meminfo").split()[1] == f"{(64 + at) << 10}"
         assert last.call("stats")["life"]["resumed"]
