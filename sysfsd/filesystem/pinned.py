@@ -206,9 +206,8 @@ class PinnedOperations(Operations):
         return self._attributes(await self._child(parent_inode, name))
 
     async def _child(self, parent: int, name: bytes) -> int:
-        record, number = self._located(parent)
         if not self._is_passed_on(parent):
-            _, node = self._resolve(parent)
+            record, node = self._resolve(parent)
             try:
                 child = self._tree.child(node, name, self._members_of(record))
             except NoSuchView:
@@ -216,6 +215,7 @@ class PinnedOperations(Operations):
                     raise
             else:
                 return parent & EXACT | inode_of(record.serial, child)
+        record, number = self._located(parent)
         child = await self._passed_on.child(record, number, name)
         return EXACT | inode_of(record.serial, child)
 
