@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from tests.bench.generator import compiled, generating_in, inside
 from tests.bench.processes import tree
 from tests.programs.ways import lxcfs
+from tests.support.attached import attach
 from tests.support.containers import container
-from tests.support.daemon import serving, started, sysfsd
+from tests.support.daemon import serving, started
 from tests.support.wait import until
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def contest(directory: Path) -> Iterator[Contest]:
             if kind is Kind.MOUNT_REGISTERED:
                 serve.register("registered", one.pid)
             if kind is Kind.PINNED:
-                attach(serve, one, "pinned")
+                attach(serve, "pinned", one)
                 servers = tree(serve.process.pid)
             _check(kind, one)
             generator = stack.enter_context(generating_in(one, program))
@@ -109,12 +110,6 @@ def alike() -> Iterator[Container]:
     cpus = os.cpu_count() or 1
     with container(memory=MEMORY, cpus=cpus, cgroup_namespace=True) as one:
         yield one
-
-
-def attach(serve: Serving, one: Container, name: str) -> None:
-    """Give a container its pinned views."""
-    done = sysfsd("attach", str(one.pid), "--id", name, control=serve.control)
-    assert done.returncode == 0, done.stderr
 
 
 @contextmanager

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from sysfsd.config import Config
 from sysfsd.control.client import Client
-from tests.bench.contenders import alike, attach
+from tests.bench.contenders import alike
 from tests.bench.crowd import crowd
 from tests.bench.figures import Tally, bucket_of, total
 from tests.bench.generator import CAT, THREADS, compiled, generating_in
 from tests.bench.processes import resident_bytes, spent_ns, tree
+from tests.support.attached import attach
 from tests.support.daemon import serving
 from tests.support.wait import until
 
@@ -45,7 +46,7 @@ def measure(
     home.mkdir(mode=0o711)
     load, many = compiled("load.c", directory), compiled("crowd.c", directory)
     with serving(home) as serve, alike() as one, generating_in(one, load) as reader:
-        attach(serve, one, "first")
+        attach(serve, "first", one)
         with crowd(many) as others:
             results: list[dict[str, Any]] = []
             for size in sizes:

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tests.support import workers
+from tests.support.attached import attach
 from tests.support.containers import container
 from tests.support.daemon import sysfsd
 from tests.support.tidy import count_fds
@@ -62,7 +63,7 @@ print(number, latencies[len(latencies) * 99 // 100], flush=True)
 def attacker(daemon: Serving) -> Iterator[Container]:
     """A container with its views."""
     with container(memory=256 << 20, cpus=2, isolated=True) as box:
-        attach(daemon, box, "attacker")
+        attach(daemon, "attacker", box)
         yield box
 
 
@@ -75,7 +76,7 @@ def unnoticed(daemon: Serving, request: pytest.FixtureRequest) -> Iterator[Worke
     before = count_fds(process.pid), process.memory_info().rss
     tasks = stats(daemon)["tasks"]
     with container(memory=MEMORY, cpus=0.5, isolated=True) as box:
-        attach(daemon, box, "neighbour")
+        attach(daemon, "neighbour", box)
         with workers.worker(box.pid, _NEIGHBOUR, [str(MEMORY >> 10)]) as neighbour:
             yield neighbour
             count, slowest = workers.stop([neighbour])
@@ -108,11 +109,6 @@ def host_mounts(daemon: Serving) -> list[str]:
     table = Path("/proc/self/mountinfo").read_text().splitlines()
     ours = ("/proc", "/sys", "/etc", str(daemon.state_dir.parent))
     return [line for line in table if line.split(" ")[4].startswith(ours)]
-
-
-def attach(daemon: Serving, box: Container, name: str) -> None:
-    done = sysfsd("attach", str(box.pid), "--id", name, control=daemon.control)
-    assert done.returncode == 0, done.stderr
 
 
 def files(box: Container) -> list[str]:
@@ -487,7 +483,7 @@ def test_unmounting_views_while_they_are_given(daemon: Serving, attacker: Contai
             assert "Traceback" not in done.stderr
             assert len(done.stderr.splitlines()) <= 1
         assert process.returncode == 0
-    attach(daemon, attacker, "attacker")
+    attach(daemon, "attacker", attacker)
     assert sorted(files(attacker)) == sorted(paths)
 
 
@@ -533,7 +529,7 @@ def test_links_swapped_while_views_are_attached(daemon: Serving, attacker: Conta
                 assert "Traceback" not in done.stderr
         assert process.returncode == 0
     assert statuses <= {0, 1, 3}
-    attach(daemon, attacker, "attacker")
+    attach(daemon, "attacker", attacker)
     table = attacker.run("cat", "/proc/self/mountinfo").splitlines()
     points = [line.split(" ")[4] for line in table if " fuse.sysfsd " in line]
     # It has the host's mounts as well, which in a test are below /tmp.

@@ -17,6 +17,7 @@ import pytest
 from sysfsd.facts.pressure import resources_of_kernel
 from sysfsd.kernel.cgroups import CgroupTree, read_cgroup_paths
 from sysfsd.runtime import delegation
+from tests.support.attached import attach
 from tests.support.containers import UID_BASE, Container, container
 from tests.support.daemon import serving, started, sysfsd
 from tests.support.tidy import count_fds
@@ -123,11 +124,6 @@ def line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def attached(daemon: Serving, box: Container) -> None:
-    done = sysfsd("attach", str(box.pid), "--id", "own", control=daemon.control)
-    assert done.returncode == 0, done.stderr
-
-
 def covering(box: Container) -> list[str]:
     """File system types of what is mounted over /proc/pressure."""
     table = box.run("cat", "/proc/self/mounts").splitlines()
@@ -156,7 +152,7 @@ def test_the_view_is_the_cgroups_pressure_and_grows(daemon: Serving, own: Contai
 def test_a_container_in_the_root_of_v2_sees_zeros(daemon: Serving) -> None:
     with container() as box:
         (v2_root() / "cgroup.procs").write_text(str(box.pid))
-        attached(daemon, box)
+        attach(daemon, "own", box)
         assert covering(box) == everywhere("fuse.sysfsd")
         for resource in resources_of_kernel():
             for shown in box.run("cat", f"/proc/pressure/{resource}").splitlines():
@@ -167,10 +163,10 @@ def test_a_container_in_the_root_of_v2_sees_zeros(daemon: Serving) -> None:
 
 def test_the_kernels_own_file_is_attached_and_taken_away(daemon: Serving, own: Container) -> None:
     host = own.run("cat", CPU)
-    attached(daemon, own)
+    attach(daemon, "own", own)
     assert covering(own) == everywhere("cgroup2")
     assert own.run("cat", CPU) == (directory(own) / "cpu.pressure").read_text()
-    attached(daemon, own)  # changes nothing
+    attach(daemon, "own", own)  # changes nothing
     assert covering(own) == everywhere("cgroup2")
 
     detached = sysfsd("detach", str(own.pid), control=daemon.control)
@@ -180,7 +176,7 @@ def test_the_kernels_own_file_is_attached_and_taken_away(daemon: Serving, own: C
 
 
 def test_detaching_leaves_other_cgroups_files_alone(daemon: Serving, own: Container) -> None:
-    attached(daemon, own)
+    attach(daemon, "own", own)
     with container(unified=True) as other:
         foreign = str(directory(other) / "cpu.pressure")
         own.run("mount", "--bind", foreign, CPU, user=False)
@@ -194,7 +190,7 @@ def test_detaching_leaves_other_cgroups_files_alone(daemon: Serving, own: Contai
 def test_attaching_replaces_a_former_cgroups_file(daemon: Serving, own: Container) -> None:
     with container(unified=True) as other:
         own.run("mount", "--bind", str(directory(other) / "cpu.pressure"), CPU, user=False)
-        attached(daemon, own)
+        attach(daemon, "own", own)
         assert covering(own) == everywhere("cgroup2")
         assert own.run("stat", "-c", "%i", CPU).strip() == str(
             (directory(own) / "cpu.pressure").stat().st_ino
@@ -203,12 +199,12 @@ def test_attaching_replaces_a_former_cgroups_file(daemon: Serving, own: Containe
 
 def test_it_goes_on_when_the_daemon_is_killed(tmp_path: Path, own: Container) -> None:
     with serving(tmp_path) as first:
-        attached(first, own)
+        attach(first, "own", own)
         first.process.kill()
         first.process.wait()
     assert own.run("cat", CPU) == (directory(own) / "cpu.pressure").read_text()
     with serving(tmp_path) as second:
-        attached(second, own)
+        attach(second, "own", own)
         assert covering(own) == everywhere("cgroup2")
 
 
@@ -216,17 +212,17 @@ def test_where_counting_is_switched_off_the_view_is_attached(
     daemon: Serving, own: Container
 ) -> None:
     (directory(own) / "cgroup.pressure").write_text("0")
-    attached(daemon, own)
+    attach(daemon, "own", own)
     assert covering(own) == everywhere("fuse.sysfsd")
     assert total(own.run("cat", CPU)) == 0
     (directory(own) / "cgroup.pressure").write_text("1")
-    attached(daemon, own)  # again: what is there stays
+    attach(daemon, "own", own)  # again: what is there stays
     assert covering(own) == everywhere("fuse.sysfsd")
 
 
 def test_a_trigger_of_the_containers_root(daemon: Serving, own: Container) -> None:
     given(own)
-    attached(daemon, own)
+    attach(daemon, "own", own)
     with waiting(*inside(own), path=CPU, trigger=TRIGGER) as process:
         assert line(process) == "armed"
         with busy(directory(own)):
@@ -252,14 +248,14 @@ def test_delegation_gives_the_pressure_files_and_no_limit(own: Container) -> Non
 
 
 def test_a_trigger_needs_the_file_to_be_given(daemon: Serving, own: Container) -> None:
-    attached(daemon, own)
+    attach(daemon, "own", own)
     with waiting(*inside(own), path=CPU, trigger=TRIGGER) as process:
         assert line(process) == str(errno.EACCES)
 
 
 def test_a_trigger_of_an_ordinary_containers_root(daemon: Serving) -> None:
     with container(unified=True, user_namespace=False) as box:
-        attached(daemon, box)
+        attach(daemon, "own", box)
         enter = ["nsenter", "--target", str(box.pid), "--mount", "--pid"]
         with waiting(*enter, path=CPU, trigger=TRIGGER) as process:
             assert line(process) == "armed"
@@ -289,7 +285,7 @@ def test_a_trigger_from_within_a_cgroup_namespace(tmp_path: Path) -> None:
         container(unified=True, cgroup_namespace=True) as box,
     ):
         given(box)
-        attached(daemon, box)
+        attach(daemon, "own", box)
         boundary = CgroupTree.of_host().nsdelegate
         assert covering(box) == everywhere("fuse.sysfsd" if boundary else "cgroup2")
         with waiting(*inside(box), "--cgroup", path=CPU, trigger=TRIGGER) as process:
@@ -440,7 +436,7 @@ def test_a_containers_root_gets_no_real_time_thread_of_us(
     """The kernel looks for a capability bit and not for whose: our own open file has none."""
     short = "some 100000 1000000"
     given(own)
-    attached(daemon, own)
+    attach(daemon, "own", own)
     with waiting(*inside(own), path=CPU, trigger=short) as process:
         assert line(process) == "armed"
     own.run("mount", "--bind", str(mounted / "cpu"), CPU, user=False)
@@ -580,7 +576,7 @@ def test_without_that_process_the_view_is_attached(
         serving(tmp_path) as daemon,
         container(unified=True, cgroup_namespace=True) as box,
     ):
-        attached(daemon, box)
+        attach(daemon, "own", box)
         psutil.Process(server_of(tmp_path / "state/pressure")).kill()
 
         def dead() -> bool:
@@ -589,7 +585,7 @@ def test_without_that_process_the_view_is_attached(
             return "not connected" in str(raised.value)
 
         until(dead, "its end")
-        attached(daemon, box)
+        attach(daemon, "own", box)
         assert total(box.run("cat", CPU)) == total((directory(box) / "cpu.pressure").read_text())
         assert sysfsd("detach", str(box.pid), control=daemon.control).returncode == 0
         assert covering(box) == []
@@ -600,7 +596,7 @@ def test_a_stop_gives_the_kernels_files_back(tmp_path: Path) -> None:
         serving(tmp_path) as daemon,
         container(unified=True, cgroup_namespace=True) as box,
     ):
-        attached(daemon, box)
+        attach(daemon, "own", box)
         # As systemd does, which tells every process of a service.
         served = psutil.Process(daemon.process.pid)
         for process in (*served.children(recursive=True), served):

@@ -22,6 +22,7 @@ import pytest
 
 from sysfsd import app, state
 from sysfsd.handover import holder
+from tests.support.attached import attach
 from tests.support.containers import container
 from tests.support.daemon import serving, sysfsd
 from tests.support.wait import patient, until
@@ -42,11 +43,6 @@ CONTAINERS = int(os.environ.get("SYSFSD_SURVIVAL_CONTAINERS", "3"))
 _SYS_PIDFD_GETFD = 438  # asm-generic/unistd.h
 
 _SOURCES = Path(__file__).parent.parent.parent
-
-
-def attached(daemon: Serving, box: Container, name: str) -> None:
-    done = sysfsd("attach", str(box.pid), "--id", name, control=daemon.control)
-    assert done.returncode == 0, done.stderr
 
 
 def covered(box: Container) -> list[str]:
@@ -77,7 +73,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
     with boxes(CONTAINERS) as running, ExitStack() as stack:
         with serving(tmp_path) as daemon:
             for at, box in enumerate(running):
-                attached(daemon, box, f"web{at}")
+                attach(daemon, f"web{at}", box)
             files = [path for path in covered(running[0]) if readable(running[0], path)]
             assert len(files) > 100
             workers = [stack.enter_context(reader(box.pid, files)) for box in running]
@@ -116,7 +112,7 @@ def test_a_request_that_was_being_answered_is_answered_by_the_next(tmp_path: Pat
     """The kernel sends again what the dead one had read."""
     with container(memory=64 << 20, isolated=True) as box:
         with serving(tmp_path) as daemon:
-            attached(daemon, box, "web")
+            attach(daemon, "web", box)
             os.kill(daemon.process.pid, signal.SIGSTOP)
             reader = subprocess.Popen(
                 [*box.enter(), "cat", "/proc/sys/vm/swappiness", "/proc/meminfo"],
@@ -180,7 +176,7 @@ def test_clients_wait_for_a_daemon_that_starts_again(tmp_path: Path) -> None:
 def test_handed_over_on_sighup(tmp_path: Path) -> None:
     with container(memory=64 << 20, isolated=True) as box:
         with serving(tmp_path) as daemon:
-            attached(daemon, box, "web")
+            attach(daemon, "web", box)
             box.run("sh", "-c", "echo 77 >/proc/sys/vm/swappiness")
             assert daemon.stop(signal.SIGHUP) == 0
         assert daemon.mountpoint.name == "mount"
@@ -194,7 +190,7 @@ def test_handed_over_on_sighup(tmp_path: Path) -> None:
 def test_a_stop_takes_the_views_and_a_start_gives_them_again(tmp_path: Path) -> None:
     with container(memory=64 << 20, isolated=True) as box:
         with serving(tmp_path) as daemon:
-            attached(daemon, box, "web")
+            attach(daemon, "web", box)
             before = covered(box)
             assert daemon.stop() == 0
         assert covered(box) == []
@@ -224,7 +220,7 @@ def test_a_daemon_that_stays_away(tmp_path: Path) -> None:
     """Containers get the kernel's files after a while, and what we have when we are back."""
     with container(memory=64 << 20, isolated=True) as box:
         with serving(tmp_path) as daemon:
-            attached(daemon, box, "web")
+            attach(daemon, "web", box)
             before = covered(box)
             daemon.kill()
         # mountinfo is the kernel's own: looking there asks nobody.
@@ -240,7 +236,7 @@ def test_a_daemon_that_is_killed_and_does_not_go(tmp_path: Path) -> None:
     """One that waits in the kernel has its lock and its connections; here, we have."""
     with container(memory=64 << 20, isolated=True) as box:
         with serving(tmp_path) as daemon:
-            attached(daemon, box, "web")
+            attach(daemon, "web", box)
             keeping = holder_of(daemon)
             assert keeping is not None
             os.kill(daemon.process.pid, signal.SIGSTOP)
@@ -302,7 +298,7 @@ def test_the_one_that_keeps_our_connections_ends_first(
 ) -> None:
     with container(memory=64 << 20, isolated=True) as box:
         with serving(tmp_path) as daemon:
-            attached(daemon, box, "web")
+            attach(daemon, "web", box)
             former = holder_of(daemon)
             assert former is not None
             former.kill()
@@ -329,7 +325,7 @@ def test_whoever_else_talks_to_that_one_changes_nothing(
 ) -> None:
     """It takes them for the next daemon, and then for one that is gone."""
     with container(memory=64 << 20, isolated=True) as box, serving(tmp_path) as daemon:
-        attached(daemon, box, "web")
+        attach(daemon, "web", box)
         former = holder_of(daemon)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stray:
             stray.connect(str(daemon.state_dir / "private/holder"))
@@ -346,7 +342,7 @@ def test_whoever_else_talks_to_that_one_changes_nothing(
 def test_a_daemon_that_starts_just_when_that_one_gives_up(tmp_path: Path) -> None:
     with container(memory=64 << 20, isolated=True) as box:
         with serving(tmp_path) as daemon:
-            attached(daemon, box, "web")
+            attach(daemon, "web", box)
             former = holder_of(daemon)
             assert former is not None
             daemon.kill()
@@ -399,7 +395,7 @@ def test_a_file_of_the_kernels_that_keeps_us_waiting(
         ]
         daemon = stack.enter_context(serving(directory, sources=sources))
         for at, box in enumerate(running):
-            attached(daemon, box, f"web{at}")
+            attach(daemon, f"web{at}", box)
             box.run("sh", "-c", read)
         before = [box.run("sh", "-c", read) for box in running]
         os.mkfifo(pipe)
@@ -450,7 +446,7 @@ def test_one_that_does_not_answer_others_is_killed(tmp_path: Path) -> None:
         container(memory=64 << 20, isolated=True) as box,
         serving(directory, sources=sources) as daemon,
     ):
-        attached(daemon, box, "web")
+        attach(daemon, "web", box)
         command = [*box.enter(), "readlink", link]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as waiting:
             seconds = app.ANSWER_SECONDS + holder.SILENCE_SECONDS + 20
@@ -465,7 +461,7 @@ def test_daemons_that_come_and_fail_are_no_daemon(tmp_path: Path) -> None:
     """Nobody waits for the next one for ever, however often there is one."""
     with container(memory=64 << 20, isolated=True) as box:
         with serving(tmp_path) as daemon:
-            attached(daemon, box, "web")
+            attach(daemon, "web", box)
             daemon.kill()
         options = [
             *("--mountpoint", str(daemon.mountpoint), "--state-dir", str(daemon.state_dir)),
@@ -491,7 +487,7 @@ def test_daemons_that_come_and_fail_are_no_daemon(tmp_path: Path) -> None:
 def test_a_daemon_that_hangs_is_killed(tmp_path: Path) -> None:
     with container(memory=64 << 20, isolated=True) as box:
         with serving(tmp_path) as daemon:
-            attached(daemon, box, "web")
+            attach(daemon, "web", box)
             os.kill(daemon.process.pid, signal.SIGSTOP)
             assert daemon.process.wait(patient(holder.SILENCE_SECONDS + 20)) == -signal.SIGKILL
             assert "hangs" in daemon.log.read_text()
@@ -505,7 +501,7 @@ def test_one_of_the_mounts_is_gone(tmp_path: Path, which: str) -> None:
     """Whoever unmounted it: the other goes on, and containers get what they lack."""
     with container(memory=64 << 20, isolated=True) as box:
         with serving(tmp_path) as daemon:
-            attached(daemon, box, "web")
+            attach(daemon, "web", box)
             box.run("sh", "-c", "echo 77 >/proc/sys/vm/swappiness")
             before = covered(box)
             daemon.kill()
@@ -563,7 +559,7 @@ def test_a_number_of_ours_that_became_anothers_is_left_alone(tmp_path: Path) -> 
     """The kernel gives the number of a file system that is gone to the next that is mounted."""
     with container(isolated=True) as box:
         with serving(tmp_path) as daemon:
-            attached(daemon, box, "web")
+            attach(daemon, "web", box)
             daemon.kill()
         mount = ["nsenter", f"--mount=/proc/{box.pid}/ns/mnt", "mount", "-t", "tmpfs"]
         subprocess.run([*mount, "its", "/mnt"], check=True)
@@ -584,7 +580,7 @@ def test_a_number_of_ours_that_became_anothers_is_left_alone(tmp_path: Path) -> 
 
 def test_a_container_that_went_meanwhile(tmp_path: Path) -> None:
     with container(isolated=True) as box, serving(tmp_path) as daemon:
-        attached(daemon, box, "web")
+        attach(daemon, "web", box)
         daemon.kill()
     with serving(tmp_path) as daemon:
         assert daemon.ids() == []
@@ -606,7 +602,7 @@ def test_an_upgrade_whose_tree_grew(tmp_path: Path) -> None:
     directory.mkdir()
     with container(memory=64 << 20, cpus=0.5, isolated=True) as box:
         with serving(directory, sources=old) as daemon:
-            attached(daemon, box, "web")
+            attach(daemon, "web", box)
             before = covered(box)
             assert "/proc/stat" not in before
             held = box.started("sh", "-c", "exec 4</proc/uptime; echo; read go; cat <&4")
@@ -627,7 +623,7 @@ def test_held_files_of_sysctls_go_on(tmp_path: Path) -> None:
     script = "exec 4<>/proc/sys/vm/swappiness; echo; read go; echo 33 >&4; cat /proc/self/fd/4"
     with container(isolated=True) as box:
         with serving(tmp_path) as daemon:
-            attached(daemon, box, "web")
+            attach(daemon, "web", box)
             held = box.started("sh", "-c", script)
             assert held.stdout is not None
             assert held.stdout.readline() == "\n"
@@ -680,7 +676,7 @@ def test_a_successor_that_does_not_know_the_numbers_begins_anew(tmp_path: Path) 
     """Whatever became of the note: a container never reads one file in place of another."""
     with container(memory=64 << 20, isolated=True) as box:
         with serving(tmp_path) as daemon:
-            attached(daemon, box, "web")
+            attach(daemon, "web", box)
             daemon.kill()
         (tmp_path / "state/notes/tree.json").write_text("{")
         with serving(tmp_path) as daemon:

@@ -96,7 +96,7 @@ class Worker:
 
     def ended(self) -> tuple[int, float]:
         """Wait for it; returns how much it did, and what took it longest, in seconds."""
-        out, said = self._process.communicate(timeout=patient(60))
+        out, said = self._process.communicate(timeout=patient(30))
         assert self._process.returncode == 0, said
         count, longest = out.split()
         return int(count), float(longest)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.support.attached import attach
 from tests.support.containers import container
-from tests.support.daemon import serving, sysfsd
+from tests.support.daemon import serving
 from tests.vm.conftest import command
 
 if TYPE_CHECKING:
@@ -49,8 +50,7 @@ def test_ipvs(tmp_path: Path) -> None:
     """The module's, some of which the kernel gives to namespaces and some it hides."""
     command("modprobe", "ip_vs")
     with container(isolated=True) as box, serving(tmp_path) as daemon:
-        done = sysfsd("attach", "--id", "box", str(box.pid), control=daemon.control)
-        assert done.returncode == 0, done.stderr
+        attach(daemon, "box", box)
         for name in _IPVS:
             path = Path("/proc/sys/net/ipv4/vs", name)
             before = path.read_text()
