@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sysfsd.kernel.procfs import parse_cpu_list
+from tests.support.attached import attach
 from tests.support.containers import container
-from tests.support.daemon import configured, sysfsd
+from tests.support.daemon import configured
 from tests.support.wait import until
 
 if TYPE_CHECKING:
@@ -176,13 +177,12 @@ def test_who_reads_sysctls_all_the_time_waits_and_others_do_not(tmp_path: Path) 
     """What is exact does not get old, but is made within the budget."""
     swappiness, maps = "/proc/sys/vm/swappiness", "/proc/sys/vm/max_map_count"
     with (
-        configured(tmp_path, "cpu-budget = 0.05\n") as daemon,
+        configured(tmp_path, "cpu-budget = 0.2\n") as daemon,
         container(isolated=True) as busy,
         container(isolated=True) as other,
     ):
         for name, box in (("busy", busy), ("other", other)):
-            done = sysfsd("attach", "--id", name, str(box.pid), control=daemon.control)
-            assert done.returncode == 0, done.stderr
+            attach(daemon, name, box)
         with busy.background(sys.executable, "-c", _SYSCTLS, swappiness, maps) as pid:
             until(lambda: daemon.call("stats")["channel"]["held"] > 100, "some waiting")
             for number in range(20):
