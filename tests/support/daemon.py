@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import psutil
 
 from sysfsd.control.client import Client
 from sysfsd.errors import SysfsdError
-from tests.support.wait import patient, until
+from tests.support.wait import DEADLINE, patient, until
 from tests.support.watched import watched
 
 if TYPE_CHECKING:
@@ -67,10 +68,23 @@ class Serving:
         self.process.wait()
 
     def kill_with_holder(self) -> None:
-        """SIGKILL it, and the process that would keep its connections."""
+        """SIGKILL it, and the process that would keep its connections.
+
+        The holder goes first, and is gone to its last file, so that with the daemon the
+        connections are dead: who asks while they die gets ECONNABORTED, who comes later ENOTCONN.
+        The daemon is stopped meanwhile: it would start another.
+        """
+        self.process.send_signal(signal.SIGSTOP)
         for child in psutil.Process(self.process.pid).children():
             if "holder" in child.cmdline():
-                child.kill()
+                pidfd = os.pidfd_open(child.pid)
+                try:
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                    # Readable when the last of its threads is a zombie, pidfd_open(2).
+                    ended, _, _ = select.select([pidfd], [], [], patient(DEADLINE))
+                    assert ended, "waited too long for the holder's end"
+                finally:
+                    os.close(pidfd)
         self.kill()
 
     def stop(self, number: int = signal.SIGTERM) -> int:
