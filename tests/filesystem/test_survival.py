@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from sysfsd import app, state
+from sysfsd.channel.device import mount_there
 from sysfsd.handover import holder
 from tests.support.attached import attach
 from tests.support.containers import container
@@ -226,7 +227,7 @@ def test_a_daemon_that_stays_away(tmp_path: Path) -> None:
         # mountinfo is the kernel's own: looking there asks nobody.
         until(lambda: covered(box) == [], "the kernel's files", holder.PATIENCE_SECONDS + 20)
         assert box.run("head", "-1", "/proc/meminfo").split()[1] != str(64 << 10)
-        assert not daemon.mountpoint.is_mount()
+        until(lambda: mount_there(str(daemon.mountpoint)) is None, "the mount to be gone, too")
         with serving(tmp_path) as daemon:
             until(lambda: sorted(covered(box)) == sorted(before), "its views")
             assert daemon.stop() == 0
@@ -478,6 +479,7 @@ def test_daemons_that_come_and_fail_are_no_daemon(tmp_path: Path) -> None:
 
         until(given_up, "the kernel's files", holder.PATIENCE_SECONDS + 20)
         assert box.run("head", "-1", "/proc/meminfo").split()[1] != str(64 << 10)
+        until(lambda: mount_there(str(daemon.mountpoint)) is None, "the mount to be gone, too")
         for child in psutil.process_iter():
             with suppress(psutil.Error):
                 if child.cmdline()[-2:] == ["holder", str(daemon.state_dir)]:
