@@ -21,6 +21,7 @@ from sysfsd.errors import (
     NoSuchView,
 )
 from sysfsd.sysctls.table import SYSCTLS
+from tests.support.attached import attach
 from tests.support.cgroups import cgroup
 from tests.support.containers import container
 from tests.support.daemon import serving, sysfsd
@@ -343,8 +344,7 @@ def test_attach_and_detach(daemon: Serving, box: Container) -> None:
 def test_what_a_container_mounts_over_a_view_stays_inside(daemon: Serving, box: Container) -> None:
     # On a systemd host everything mounted is shared, and clones of it are peers of the original.
     subprocess.run(["mount", "--make-shared", daemon.mountpoint], check=True, timeout=10)
-    attached = sysfsd("attach", str(box.pid), "--id", "box", control=daemon.control)
-    assert attached.returncode == 0, attached.stderr
+    attach(daemon, "box", box)
     box.run("mount", "--bind", "/proc/version", "/proc/uptime")
     assert box.run("cat", "/proc/uptime").startswith("Linux")
     mounted = Path("/proc/self/mountinfo").read_text().splitlines()

@@ -13,6 +13,7 @@ import pytest
 
 from sysfsd.kernel.cgroups import CgroupTree, read_cgroup_paths
 from sysfsd.kernel.procfs import parse_cpu_list
+from tests.support.attached import attach
 from tests.support.containers import container
 from tests.support.daemon import sysfsd
 from tests.support.wait import until
@@ -74,8 +75,7 @@ def test_cpus_come_and_go_with_the_quota(daemon: Serving, two: Container) -> Non
 
 
 def test_a_running_container_has_just_its_cpus(daemon: Serving, box: Container) -> None:
-    attached = sysfsd("attach", str(box.pid), "--id", "box", control=daemon.control)
-    assert attached.returncode == 0, attached.stderr
+    attach(daemon, "box", box)
     names = box.run("ls", f"/{CPU}").split()
     assert [name for name in names if re.fullmatch(r"cpu\d+", name)] == ["cpu0"]
     assert "cpuidle" not in names

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.attached import attach
 from tests.support.containers import container
 from tests.support.daemon import serving, sysfsd
 from tests.support.wait import patient, until
@@ -185,8 +186,7 @@ def test_detached_and_attached_again(own_daemon: Serving) -> None:
     counters = Counters(own_daemon.containers / "web")
     with container(cpus=0.5) as box, busy(box):
         for _ in range(3):
-            done = sysfsd("attach", str(box.pid), "--id", "web", control=own_daemon.control)
-            assert done.returncode == 0, done.stderr
+            attach(own_daemon, "web", box)
             for _ in range(20):
                 counters.read()
             done = sysfsd("detach", str(box.pid), control=own_daemon.control)

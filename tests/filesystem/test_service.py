@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.attached import attach
 from tests.support.containers import container
 from tests.support.daemon import serving, started, sysfsd
 from tests.support.tidy import count_fds
@@ -245,16 +246,13 @@ def test_attaching_again_clears_away_what_a_killed_daemon_left(
     tmp_path: Path, box: Container
 ) -> None:
     with serving(tmp_path) as first:
-        attached = sysfsd("attach", str(box.pid), "--id", "box", control=first.control)
-        assert attached.returncode == 0, attached.stderr
+        attach(first, "box", box)
         first.kill_with_holder()
     with pytest.raises(AssertionError, match="not connected"):
         box.run("cat", "/proc/meminfo")
 
     with serving(tmp_path) as second:
-        attached = sysfsd("attach", str(box.pid), "--id", "box", control=second.control)
-        assert attached.returncode == 0, attached.stderr
-
+        attach(second, "box", box)
         assert box.run("head", "-1", "/proc/meminfo").split()[1] == str(96 << 10)
         wanted = points_of_this_host()
         points = [line.split()[1] for line in box.run("cat", "/proc/self/mounts").splitlines()]

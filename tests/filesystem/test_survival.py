@@ -238,7 +238,7 @@ def test_a_daemon_that_is_killed_and_does_not_go(tmp_path: Path) -> None:
     with container(memory=64 << 20, isolated=True) as box:
         with serving(tmp_path) as daemon:
             attach(daemon, "web", box)
-            keeping = holder_of(daemon)
+            keeping = daemon.holder()
             assert keeping is not None
             os.kill(daemon.process.pid, signal.SIGSTOP)
             assert daemon.process.wait(patient(holder.SILENCE_SECONDS + 20)) == -signal.SIGKILL
@@ -285,27 +285,18 @@ def connections_of(process: psutil.Process) -> Iterator[None]:
             os.close(fd)
 
 
-def holder_of(daemon: Serving) -> psutil.Process | None:
-    found = [
-        child
-        for child in psutil.Process(daemon.process.pid).children()
-        if child.status() != psutil.STATUS_ZOMBIE and "holder" in child.cmdline()
-    ]
-    return found[0] if found else None
-
-
 def test_the_one_that_keeps_our_connections_ends_first(
     tmp_path: Path, expected_log: ExpectedLog
 ) -> None:
     with container(memory=64 << 20, isolated=True) as box:
         with serving(tmp_path) as daemon:
             attach(daemon, "web", box)
-            former = holder_of(daemon)
+            former = daemon.holder()
             assert former is not None
             former.kill()
 
             def kept() -> bool:
-                now = holder_of(daemon)
+                now = daemon.holder()
                 if now is None or now.pid == former.pid:
                     return False
                 names = open_files(now.pid)
@@ -327,13 +318,13 @@ def test_whoever_else_talks_to_that_one_changes_nothing(
     """It takes them for the next daemon, and then for one that is gone."""
     with container(memory=64 << 20, isolated=True) as box, serving(tmp_path) as daemon:
         attach(daemon, "web", box)
-        former = holder_of(daemon)
+        former = daemon.holder()
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stray:
             stray.connect(str(daemon.state_dir / "private/holder"))
             stray.send(b"5")
         expected_log.allow("keeps descriptors")
         until(lambda: "keeps descriptors" in daemon.log.read_text(), "a word about it")
-        assert holder_of(daemon) == former
+        assert daemon.holder() == former
         daemon.kill()
         with serving(tmp_path) as successor:
             assert successor.call("stats")["life"]["resumed"]
@@ -344,7 +335,7 @@ def test_a_daemon_that_starts_just_when_that_one_gives_up(tmp_path: Path) -> Non
     with container(memory=64 << 20, isolated=True) as box:
         with serving(tmp_path) as daemon:
             attach(daemon, "web", box)
-            former = holder_of(daemon)
+            former = daemon.holder()
             assert former is not None
             daemon.kill()
         giving_up = holder.PATIENCE_SECONDS + 20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import psutil
 
 from sysfsd.control.client import Client
 from sysfsd.errors import SysfsdError
-from tests.support.wait import DEADLINE, patient, until
+from tests.support.wait import patient, until
 from tests.support.watched import watched
 
 if TYPE_CHECKING:
@@ -67,6 +66,13 @@ class Serving:
         self.process.kill()
         self.process.wait()
 
+    def holder(self) -> psutil.Process | None:
+        """The process that keeps its connections over a restart."""
+        for child in psutil.Process(self.process.pid).children():
+            if child.status() != psutil.STATUS_ZOMBIE and "holder" in child.cmdline():
+                return child
+        return None
+
     def kill_with_holder(self) -> None:
         """SIGKILL it, and the process that would keep its connections.
 
@@ -74,17 +80,13 @@ class Serving:
         connections are dead: who asks while they die gets ECONNABORTED, who comes later ENOTCONN.
         The daemon is stopped meanwhile: it would start another.
         """
+        holder = self.holder()
+        assert holder is not None
         self.process.send_signal(signal.SIGSTOP)
-        for child in psutil.Process(self.process.pid).children():
-            if "holder" in child.cmdline():
-                pidfd = os.pidfd_open(child.pid)
-                try:
-                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                    # Readable when the last of its threads is a zombie, pidfd_open(2).
-                    ended, _, _ = select.select([pidfd], [], [], patient(DEADLINE))
-                    assert ended, "waited too long for the holder's end"
-                finally:
-                    os.close(pidfd)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
+        holder.kill()
+        # It has one thread, and nobody who takes note of its end.
+        until(lambda: holder.status() == psutil.STATUS_ZOMBIE, "the holder's end")
         self.kill()
 
     def stop(self, number: int = signal.SIGTERM) -> int:
