@@ -83,7 +83,9 @@ class Serving:
         holder = self.holder()
         assert holder is not None
         self.process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
+        # Its first thread: another may wait for an answer from our own mount.
+        first = psutil.Process(self.process.pid)
+        until(lambda: first.status() == psutil.STATUS_STOPPED, "the daemon to stand still")
         holder.kill()
         # It has one thread, and nobody who takes note of its end.
         until(lambda: holder.status() == psutil.STATUS_ZOMBIE, "the holder's end")
