@@ -64,7 +64,6 @@ def test_bridge_network_with_iptables(docker: Docker, sandbox: str) -> None:
                     == b"greetings\n"
                 ),
                 f"an answer of {url}",
-                deadline=20,
             )
         # …and from a sibling, over the bridge.
         assert inner("run", "--rm", "busybox", "wget", "-qO-", f"http://{address}/") == "greetings"

@@ -110,12 +110,10 @@ def test_a_changed_limit_shows(docker: Docker, ordinary: Callable[..., str]) -> 
     until(
         lambda: docker.exec(name, "head", "-n", "1", "/proc/meminfo").split()[1] == "102400",
         "the new limit",
-        deadline=5,
     )
     until(
         lambda: docker.exec(name, "cat", "/sys/devices/system/cpu/online") == "0-1",
         "the new quota",
-        deadline=5,
     )
 
 
@@ -138,7 +136,7 @@ def test_usage_is_the_containers(docker: Docker, ordinary: Callable[..., str]) -
 
     before = free()
     docker.shell(name, "head -c 40M /dev/zero >/dev/shm/ballast")
-    until(lambda: before - free() > 35 << 10, "40 MiB less of free memory", deadline=10)
+    until(lambda: before - free() > 35 << 10, "40 MiB less of free memory")
 
 
 def test_a_container_in_a_container(docker: Docker, views: dict[str, Path], start: Start) -> None:

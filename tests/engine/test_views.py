@@ -43,7 +43,7 @@ def test_what_is_used_shows(docker: Docker, start: Start) -> None:
 
     before = free()
     docker.shell(name, "mkdir -p /dev/shm && head -c 40M /dev/zero >/dev/shm/ballast")
-    until(lambda: before - free() > 35 << 10, "40 MiB less of free memory", deadline=10)
+    until(lambda: before - free() > 35 << 10, "40 MiB less of free memory")
 
 
 def cpus_seen(docker: Docker, name: str) -> dict[str, int]:
@@ -107,7 +107,6 @@ def test_a_changed_limit_shows_at_once(docker: Docker, start: Start) -> None:
     until(
         lambda: "204800 kB" in docker.exec(name, "head", "-n", "1", "/proc/meminfo"),
         "the new limit in /proc/meminfo",
-        deadline=5,
     )
 
 
@@ -120,7 +119,6 @@ def test_a_changed_quota_shows_at_once(docker: Docker, start: Start) -> None:
         until(
             lambda count=count: set(cpus_seen(docker, name).values()) == {count},  # type: ignore[misc]
             f"{count} CPUs in every file",
-            deadline=5,
         )
         directories = docker.shell(name, "ls -d /sys/devices/system/cpu/cpu[0-9]* | wc -l")
         assert int(directories) == count

@@ -358,7 +358,7 @@ def _remove_cgroup(directory: Path) -> None:
             return False
         return True
 
-    until(removed, f"the end of the cgroup {directory}", deadline=10)
+    until(removed, f"the end of the cgroup {directory}")
 
 
 def main(command: list[str]) -> int:

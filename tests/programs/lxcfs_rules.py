@@ -165,6 +165,13 @@ def _stat(text: str) -> Fields:
     return found | {"CPUs": ",".join(cpus)}
 
 
+def oldest(shown: Mapping[str, Fields], cpus: int) -> float:
+    """How long the container had run, in seconds, when the older of its two clocks was read."""
+    stat = shown["proc/stat"]
+    ran = float(stat["busy"]) + float(stat["idle"])
+    return min(float(shown["proc/uptime"]["up"]), ran / cpus / TICKS)
+
+
 def _uptime(text: str) -> Fields:
     up, idle = map(float, text.split())
     return {"up": up, "idle": idle}
@@ -309,7 +316,7 @@ def _idle(before: Kernel, after: Kernel, *, unit: int, slack: float) -> Truth:
     )
 
 
-_REFRESH = 0.05 + 0.02
+REFRESH = 0.05 + 0.02
 """Seconds that a number of ours may be old, and to which the kernel's are written."""
 
 
@@ -399,7 +406,7 @@ RULES: tuple[Rule, ...] = (
         "busy",
         "lxcfs counts from when it was first asked, and forgets when it is restarted",
         lambda before, after: Range(
-            (before.busy[0] - _REFRESH * before.cpus) * TICKS - before.cpus,
+            (before.busy[0] - REFRESH * before.cpus) * TICKS - before.cpus,
             after.busy[1] * TICKS + after.cpus,
         ),
     ),
@@ -408,7 +415,7 @@ RULES: tuple[Rule, ...] = (
         "idle",
         "as for busy: each CPU's time since the container began, less what it used",
         lambda before, after: _idle(
-            before, after, unit=TICKS, slack=_REFRESH * TICKS * before.cpus + before.cpus
+            before, after, unit=TICKS, slack=REFRESH * TICKS * before.cpus + before.cpus
         ),
     ),
     Rule("proc/stat", "intr|ctxt|softirq", _HOSTS, lambda before, after: 0),
@@ -437,7 +444,7 @@ RULES: tuple[Rule, ...] = (
         "proc/uptime",
         "up",
         "read one after the other",
-        lambda before, after: Range(before.uptime - _REFRESH, after.uptime + _REFRESH),
+        lambda before, after: Range(before.uptime - REFRESH, after.uptime + REFRESH),
         differ=never,
         lxcfs_right=always,
     ),
@@ -446,7 +453,7 @@ RULES: tuple[Rule, ...] = (
         "idle",
         "the kernel sums the idle time over all CPUs; lxcfs subtracts the time used by all of them "
         "from the uptime of one",
-        lambda before, after: _idle(before, after, unit=1, slack=_REFRESH * before.cpus + 0.05),
+        lambda before, after: _idle(before, after, unit=1, slack=REFRESH * before.cpus + 0.05),
         differ=_many_cpus,
         lxcfs_right=_one_cpu,
     ),

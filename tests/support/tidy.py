@@ -115,7 +115,7 @@ def _tidy(expected_log: ExpectedLog, tmp_path_factory: pytest.TempPathFactory) -
         return not left
 
     try:
-        until(clean, "the test's things to be gone", 5)
+        until(clean, "the test's things to be gone")
     except AssertionError:
         # Said, and put right: pytest could not remove a directory with a dead mount in it, and
         # would fail the next run for that.
