@@ -154,8 +154,7 @@ def test_a_small_budget_stretches_lives_under_load(tmp_path: Path) -> None:
         assert freshness()["cpu_budget"] == 0.02
         with subprocess.Popen([sys.executable, "-c", _HAMMER, *paths]) as process:
             try:
-                until(lambda: freshness()["stretch"] > 2, "longer lives")
-                assert freshness()["moving_ms"] > 100
+                until(lambda: freshness()["moving_ms"] > 100, "longer lives")
                 assert freshness()["moving_ms"] <= 1000
             finally:
                 process.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import psutil
@@ -57,17 +58,18 @@ def test_each_costs_little_and_leaves_nothing(daemon: Serving, crowd: list[Cheap
     _register(daemon, crowd[:1])
     for view in VIEWS:
         assert (daemon.containers / "many-0" / view).read_bytes()
-    descriptors, tasks, memory = cost()
+    # The task of a connection may outlive it for a moment.
+    descriptors, tasks, memory = min((cost() for _ in range(5)), key=itemgetter(1))
 
     _register(daemon, crowd)
     for number in range(COUNT):
         for view in VIEWS:
             assert (daemon.containers / f"many-{number}" / view).read_bytes()
-    more_descriptors, more_tasks, more_memory = cost()
-
     others = COUNT - 1
+    until(lambda: cost()[1] - tasks == others, "a task for each, and no other")
+    more_descriptors, _, more_memory = cost()
+
     assert others <= more_descriptors - descriptors <= DESCRIPTORS * others
-    assert more_tasks - tasks == others
     assert more_memory - memory <= MEMORY * others
     assert len(daemon.ids()) == len(os.listdir(daemon.containers)) == COUNT
 
@@ -108,7 +110,7 @@ def test_those_that_sleep_are_not_counted_again(daemon: Serving, crowd: list[Che
         return bool(last["containers"] == COUNT and last["counted"] < COUNT // 4)
 
     # The first round after they came counts all; then they take turns.
-    until(leaves_most_out, "a round that leaves most of them out", deadline=40)
+    until(leaves_most_out, "a round that leaves most of them out")
 
 
 def test_times_of_requests_are_in_the_counters(daemon: Serving, crowd: list[Cheap]) -> None:
