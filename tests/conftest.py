@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.support.skips import pytest_make_collect_report, pytest_runtest_makereport
 from tests.support.tidy import _tidy, expected_log
-
-# The machines are noisy: how long an example takes says nothing about us.
-settings.register_profile("noisy", deadline=None)
-settings.load_profile("noisy")
 
 __all__ = [
     "_tidy",
@@ -18,6 +14,7 @@ __all__ = [
     "pytest_runtest_makereport",
 ]
 
-# No test asserts a time: machines may be busy with something else.
-settings.register_profile("unhurried", deadline=None)
+# No test asserts a time: machines may be busy with something else. Nor how long it takes to draw an
+# example, for which hypothesis has a limit of its own.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")

@@ -61,9 +61,8 @@ def test_the_host_stays_as_it_was(daemon: Serving) -> None:
 
         @settings(
             max_examples=6,
-            deadline=None,
             database=None,
-            suppress_health_check=[HealthCheck.function_scoped_fixture],
+            suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
         )
         @given(st.lists(st.binary(min_size=1, max_size=30) | numbers, min_size=1, max_size=4))
         def hold(texts: list[bytes]) -> None:

@@ -21,8 +21,7 @@ _SHOW = '#!/bin/sh\nprintf \'%s\\n\' "$0" "$@"\n'
 
 SLOW = settings(
     max_examples=150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
