@@ -189,6 +189,11 @@ def test_who_reads_sysctls_all_the_time_waits_and_others_do_not(tmp_path: Path) 
                     box.run("sh", "-c", f"echo {number} >{swappiness}")
                     assert box.run("cat", swappiness) == f"{number}\n"
             assert Path(f"/proc/{pid}").exists()
-        held = daemon.call("stats")["channel"]["held"]
-        other.run("cat", swappiness)
-        assert daemon.call("stats")["channel"]["held"] == held
+
+        def waits_for_nothing() -> bool:
+            before = daemon.call("stats")["channel"]["held"]
+            other.run("cat", swappiness)
+            return bool(daemon.call("stats")["channel"]["held"] == before)
+
+        # On a slow machine one cat may take more than this little budget has in a window.
+        until(waits_for_nothing, "a read that does not wait")
