@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.support import workers
-from tests.support.attached import attach
+from tests.support.attached import attach, mounted_in
 from tests.support.containers import container
 from tests.support.daemon import sysfsd
 from tests.support.tidy import count_fds
@@ -113,12 +113,7 @@ def host_mounts(daemon: Serving) -> list[str]:
 
 def files(box: Container) -> list[str]:
     """Paths that files of ours cover in a container."""
-    table = (line.split(" ") for line in box.run("cat", "/proc/self/mountinfo").splitlines())
-    return [
-        fields[4]
-        for fields in table
-        if fields[fields.index("-") + 1] == "fuse.sysfsd" and fields[4].startswith("/proc/")
-    ]
+    return [point for point in mounted_in(box) if point.startswith("/proc/")]
 
 
 def asked(daemon: Serving, kind: str) -> int:
@@ -520,9 +515,7 @@ libc.umount2(b"/mnt", 2)
 
 def test_links_swapped_while_views_are_attached(daemon: Serving, attacker: Container) -> None:
     def elsewhere() -> list[str]:
-        table = attacker.run("cat", "/proc/self/mountinfo").splitlines()
-        points = [line.split(" ")[4] for line in table if " fuse.sysfsd " in line]
-        return [point for point in points if not point.startswith(("/proc/", "/sys/"))]
+        return [p for p in mounted_in(attacker) if not p.startswith(("/proc/", "/sys/"))]
 
     script = f"SECONDS = 4\n{_SWAPPER}"
     statuses = set()

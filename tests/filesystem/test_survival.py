@@ -23,7 +23,7 @@ import pytest
 from sysfsd import app, state
 from sysfsd.channel.device import mount_there
 from sysfsd.handover import holder
-from tests.support.attached import attach
+from tests.support.attached import attach, mounted_in
 from tests.support.containers import container
 from tests.support.daemon import serving, sysfsd
 from tests.support.wait import patient, until
@@ -48,15 +48,7 @@ _SOURCES = Path(__file__).parent.parent.parent
 
 def covered(box: Container) -> list[str]:
     """Paths in a container that files of ours cover."""
-    table = box.run("cat", "/proc/self/mountinfo").splitlines()
-    lines = [line.split(" ") for line in table]
-    # The containers of these tests have the host's mounts as well.
-    return [
-        fields[4]
-        for fields in lines
-        if fields[fields.index("-") + 1] == "fuse.sysfsd"
-        and fields[4].startswith(("/proc", "/sys"))
-    ]
+    return [point for point in mounted_in(box) if point.startswith(("/proc", "/sys"))]
 
 
 @contextmanager

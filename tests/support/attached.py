@@ -21,6 +21,12 @@ def attach(daemon: Serving, name: str, box: Container) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def mounted_in(box: Container) -> list[str]:
+    """Where a container has files of ours; the host's mounts, of which it may have a copy, too."""
+    table = (line.split(" ") for line in box.run("cat", "/proc/self/mountinfo").splitlines())
+    return [fields[4] for fields in table if fields[fields.index("-") + 1] == "fuse.sysfsd"]
+
+
 @contextmanager
 def system_container(daemon: Serving, name: str) -> Iterator[Container]:
     """Run a container with namespaces of its own, and its files."""
