@@ -283,7 +283,6 @@ def engine(
         until(
             lambda: process.poll() is not None or docker.attempt("version").returncode == 0,
             "an answer of dockerd",
-            deadline=60,
         )
         if process.poll() is not None:
             raise AssertionError(f"dockerd ended:\n{log.read_text(errors='replace')}")

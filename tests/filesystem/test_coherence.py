@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: mounts overlays")
 
-DEADLINE = 20.0
-
 
 @pytest.fixture
 def overlays(tmp_path: Path) -> Iterator[Overlays]:
@@ -54,7 +52,7 @@ async def running(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    with trio.fail_after(DEADLINE):
+    with trio.fail_after(wait.DEADLINE):
         while not condition():  # noqa: ASYNC110 - the kernel sets no trio.Event
             await trio.sleep(0.002)
 
@@ -220,7 +218,7 @@ class TestInStep:
         def slow(root: int) -> None:
             calls.append(root)
             refreshing.set()
-            assert go_on.wait(DEADLINE)
+            assert go_on.wait(wait.DEADLINE)
             syscalls.reconfigure(root)
 
         async with running(slow) as coherence:
@@ -306,7 +304,7 @@ class TestLettingGo:
 
         def slow(root: int) -> None:
             refreshing.set()
-            assert go_on.wait(DEADLINE)
+            assert go_on.wait(wait.DEADLINE)
             seen.append(os.fstat(root))
 
         async with running(slow) as coherence:

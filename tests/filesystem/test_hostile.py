@@ -143,7 +143,7 @@ while True:
 def test_a_fork_bomb_that_reads(daemon: Serving, attacker: Container) -> None:
     before = asked(daemon, "open")
     with attacker.background(*PYTHON, _BOMB):
-        until(lambda: asked(daemon, "open") > before + 3000, "reads", 60)
+        until(lambda: asked(daemon, "open") > before + 3000, "reads")
         attacker.kill()
         until(lambda: "attacker" not in daemon.ids(), "its end")
 
@@ -294,7 +294,7 @@ def test_readers_that_are_stopped_in_the_middle(daemon: Serving, attacker: Conta
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stdout.readline() == "reading\n"
-        until(lambda: asked(daemon, "open") > before + 1000, "reads", 60)
+        until(lambda: asked(daemon, "open") > before + 1000, "reads")
         process.stdin.write("stop\n")
         process.stdin.flush()
         assert process.stdout.readline() == "stopped\n"

@@ -111,7 +111,7 @@ def _start(docker: Docker, name: str) -> None:
             raise AssertionError(f"{name} did not start: {said}")
         return done.returncode == 0
 
-    until(started, f"the start of {name}", 60)
+    until(started, f"the start of {name}")
 
 
 @contextmanager

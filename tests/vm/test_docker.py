@@ -28,7 +28,7 @@ def sandbox(docker: Docker, start: Start) -> Iterator[Box]:
     limits = ("--memory=1g", "--memory-swap=1g", "--cpus=1", "--cpuset-cpus=1")
     box = start(*limits, image="sysfsd-dind:bookworm", command=())
     inner = docker.inside(box.name)
-    until(lambda: _answers(inner, box), "an answer of the inner engine", 60)
+    until(lambda: _answers(inner, box), "an answer of the inner engine")
     saved = docker.attempt("save", "busybox:latest")
     assert saved.returncode == 0, saved.stderr
     inner("load", stdin=saved.stdout)

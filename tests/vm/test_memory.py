@@ -83,13 +83,12 @@ def test_memory_that_does_not_fit_is_swapped(start: Start, swap: None) -> None:
     # It can't all be in 64 MiB of memory.
     until(lambda: swaps(box)[1] >= 64 * MIB, "64 MiB of swap in use")
 
-    def swapped() -> bool:
-        memory.update(box.meminfo())
-        return memory["SwapTotal"] - memory["SwapFree"] >= 64 * MIB
+    def swapped() -> dict[str, int]:
+        now = box.meminfo()
+        return now if now["SwapTotal"] - now["SwapFree"] >= 64 * MIB else {}
 
     # The two files may be of two refreshes.
-    memory: dict[str, int] = {}
-    until(swapped, "the same in meminfo")
+    memory = until(swapped, "the same in meminfo")
     assert memory["MemTotal"] == 64 * MIB
     assert_parts_fit(memory)
     size, used = swaps(box)

@@ -105,7 +105,7 @@ def test_a_hang_is_a_crash(docker: Docker, start: Start) -> None:
     box = start(*MEMORY)
     pid = main_pid()
     command("kill", "-STOP", pid)
-    until(lambda: serves_anew(pid), "the watchdog", 60)
+    until(lambda: serves_anew(pid), "the watchdog")
     assert box.meminfo()["MemTotal"] == TOTAL
     assert life()["resumed"]
 
@@ -143,7 +143,7 @@ def test_failing_again_and_again(docker: Docker, start: Start) -> None:
     try:
         command("systemctl", "daemon-reload")
         command("kill", "-KILL", main_pid())
-        until(lambda: shown("sysfsd.service", "ActiveState") == "failed", "systemd to give up", 60)
+        until(lambda: shown("sysfsd.service", "ActiveState") == "failed", "systemd to give up")
         until(
             lambda: "/proc/meminfo" not in Path(f"/proc/{box.pid}/mountinfo").read_text(),
             "the kernel's own file",
